@@ -60,7 +60,7 @@ DESKS = {
     "host": set(),
     "web": {"thicket", "host"},
     "remote": {"thicket", "authority", "host", "web"},
-    "meshlab": {"thicket", "authority", "firmware", "host", "web"},
+    "meshlab": {"thicket", "authority", "firmware", "host", "remote", "web"},
 }
 
 MOST_ATTRIBUTES = 15

@@ -102,7 +102,7 @@ MESHES = {
             ),
         ),
         Mesh("full", LabSpec(topology.make("full", 4))),
-        Mesh("line", LabSpec(topology.make("line", 3))),
+        Mesh("line", LabSpec(topology.make("line", 3)), cables=True),
         # Its nodes are told the time, which they keep.
         Mesh("time", LabSpec(topology.make("full", 3))),
         Mesh(
@@ -269,7 +269,8 @@ async def meshes(request: pytest.FixtureRequest) -> AsyncIterator[Meshes]:
     def real_parts(mesh: Mesh) -> parts.RealParts:
         # A firmware has the applications that it was built with.
         extras = Extras(applications=mesh.applications) if mesh.applications else None
-        return parts.load(IMAGE, cache_root(), 1, progress, extras if IMAGE == "lab" else None)
+        extras = extras if IMAGE == "lab" else None
+        return parts.load(IMAGE, cache_root(), 1, progress, extras, cables=mesh.cables)
 
     def others(kind: Kind) -> parts.RealParts:
         try:

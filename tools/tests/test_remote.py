@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import IPv6Address
 from pathlib import Path
 
@@ -57,7 +59,8 @@ def test_ways() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["status"], "--via HOST tells"),
+        (["status"], "tells where the command runs"),
+        (["--lab", "x", "status"], "--lab needs the simulator"),
         (["--via"], "--via needs a value"),
         (["--via", "h", "--lab", "x", "status"], "--lab"),
         (["--via", "h", "--node", "a", "status", "b"], "two nodes"),
@@ -73,6 +76,37 @@ def test_words_that_will_not_do(
 ) -> None:
     assert cli.main(words) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_lab_is_entered_by_who_knows_how(capsys: pytest.CaptureFixture[str]) -> None:
+    opened: list[str] = []
+
+    class Nowhere:
+        address: IPv6Address | None = None
+
+        def __str__(self) -> str:
+            return "n1"
+
+        async def open(self) -> ways.Ends:
+            raise RemoteError("unreachable", "n1 is not there")
+
+        async def close(self) -> None:
+            opened.append("closed")
+
+        async def failure(self) -> str | None:
+            return None
+
+    @contextmanager
+    def open_lab(name: str) -> Iterator[ways.Entrance]:
+        opened.append(name)
+        yield ways.Entrance(Nowhere, Path("/none"))
+        opened.append("left")
+
+    assert cli.main(["--lab", "x/n2", "status"], open_lab) == 1
+    assert "n1 is not there" in capsys.readouterr().err
+    assert opened[0] == "x/n2"
+    assert cli.main(["--lab", "x", "erl"], open_lab) == 1
+    assert "/none" in capsys.readouterr().err
 
 
 def test_help_is_shown_without_a_way(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ from meshlab.lab import journal, lab, real_parts
 from meshlab.lab.fake import FakeParts
 made = FakeParts()
 made.unlinked = set(sys.argv.pop(1).split(",")) - {""}
-real_parts.load = lambda image, cache, seed, progress, extras=None, *, board=None: made
+real_parts.load = lambda image, cache, seed, progress, extras=None, **_: made
 journal.Pace.pause = lambda self, nodes, settled: 0.02
 formed = lab.Lab.formed
 async def when_linked(self, timeout):
@@ -140,6 +140,9 @@ def test_a_running_lab_is_talked_to(running: Path, capfd: pytest.CaptureFixture[
     assert run("power", "n3", "on")[0] == 0
     status, _, err = run("exec", "n7", "true")
     assert (status, err) == (1, "meshlab: there is no node n7: the lab 'default' has n1 to n3\n")
+    assert run("ssh", "n7")[2] == "meshlab: there is no node n7: the lab 'default' has n1 to n3\n"
+    assert "cp copies from here to a node" in run("cp", "a", "b")[2]
+    assert "n1 has no wired port: `meshlab up --cables`" in run("cable", "n1", "--", "true")[2]
     status, _, err = run("--lab", "other", "status")
     assert (status, err.split(":")[1]) == (1, " no lab 'other' is running; running")
     assert json.loads(run("medium")[1])["valid"] is True
@@ -249,6 +252,10 @@ USES = {
     "power": ["n1", "on"],
     "chip": ["n1", "fault", "nak"],
     "config": ["n1", "mesh.id=x"],
+    "ssh": ["n1"],
+    "pipe": ["n1"],
+    "cp": ["a", "n1:b"],
+    "cable": [],
     "link": ["n1", "n2", "--cut"],
     "move": ["n1", "1", "2"],
     "radio": ["n1", "plug"],
@@ -261,7 +268,7 @@ USES = {
     "web": [],
 }
 OPTIONAL = {"pcap", "medium"}
-ENDLESS = {"exec", "config", "pcap", "run"}
+ENDLESS = {"exec", "config", "pcap", "run", "ssh", "cp", "cable"}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from patience import PATIENCE
 
 from meshlab.chip.driver import open_chip
 from meshlab.chip.state import serial_for
-from meshlab.lab import air, node, requests, summary, topology
+from meshlab.lab import air, node, requests, saving, ssh, summary, topology
 from meshlab.lab.errors import LabError, NotFormedError
 from meshlab.lab.fake import FakeFleet, FakeParts
 from meshlab.lab.fleet import LabFleet
@@ -38,6 +39,8 @@ from meshlab.wire.rpc import Client, RpcError
 from thicket.trust.certificates import Certificate, from_pem
 from thicket.trust.credentials import enrolled_chain
 from thicket.trust.fleet import Fleet
+
+needs_ssh = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -308,8 +311,10 @@ def test_a_fleet_enrols_chips_and_knows_them_again(tmp_path: Path) -> None:
     fleet = Fleet(from_pem(made.root)[0])
     device = Certificate(enrolled_chain(open_chip(chip), fleet)[0])
     assert device.common_name == serial.hex()
+    operator = made.authority.operators.open(None)
     kept = LabFleet(tmp_path, "one", PREFIX, keep=True)
     assert kept.root == made.root
+    assert kept.authority.operators.open(None).certificate == operator.certificate
     before = chip.read_text()
     kept.enroll(chip, serial, 0)
     assert chip.read_text() == before
@@ -322,6 +327,85 @@ def test_a_fleet_enrols_chips_and_knows_them_again(tmp_path: Path) -> None:
         other.enroll_software(tmp_path / CONSOLE_SOCKET)
     with pytest.raises(LabError, match="cannot be made"):
         LabFleet(tmp_path, "two", "fd00::/99", keep=False)
+
+
+async def asked(lab: Lab, client: Client, method: str, params: dict[str, Any]) -> asyncio.Task[Any]:
+    """Make a request that lasts, and return when it has sent an event."""
+    begun: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    call = asyncio.create_task(client.call(method, params, timeout=None, on_event=begun.set_result))
+    done, _ = await asyncio.wait({call, begun}, return_when=asyncio.FIRST_COMPLETED, timeout=60)
+    assert done, f"{method} says nothing"
+    if call in done:
+        call.result()
+    return call
+
+
+@needs_ssh
+async def test_ssh_is_led_to_a_server_that_is_started_for_it(
+    parts: FakeParts, tmp_path: Path
+) -> None:
+    async with formed(parts, tmp_path) as lab:
+        machine = parts.on["n1"]
+        async with await Client.connect(lab.directory / "control.sock") as client:
+            pipe = {"node": "n1", "path": "/somewhere/pipe.sock"}
+            await asked(lab, client, "pipe", pipe)
+            assert [path for path, _ in machine.ports.added.values()] == [Path(pipe["path"])]
+            public = (lab.directory / "ssh/id.pub").read_text().strip()
+            assert any(f"K='{public}' C=port1 " in each for each in machine.shell.commands)
+            with pytest.raises(LabError, match="somebody is connected with n1"):
+                await saving.save(lab, "now")
+            # The node's program ends it ...
+            again = await asked(lab, client, "pipe", pipe)
+            machine.ports.added["port2"][1].set()
+            assert await asyncio.wait_for(again, 60) == {}
+            for wrong in ({"node": "n1"}, {"node": "n1", "path": "here"}):
+                with pytest.raises(RpcError, match="from the root"):
+                    await client.call("pipe", wrong)
+            parts.broken.add("n2")
+            with pytest.raises(RpcError, match="n2 has no room"):
+                await client.call("pipe", {**pipe, "node": "n2"})
+        # ... or the client's leaving.
+        await lab.wait(lambda: not machine.ports.added, 60, "nothing is left of it")
+
+
+@needs_ssh
+async def test_cables_are_pulled_when_their_client_leaves(parts: FakeParts, tmp_path: Path) -> None:
+    parts.cables = True
+    async with formed(parts, tmp_path) as lab:
+        key = (lab.directory / "ssh/id.pub").read_text().strip()
+        assert lab.nodes["n1"].config["access"]["ssh_keys"] == key
+        ports = {name: machine.ports for name, machine in parts.on.items()}
+        async with await Client.connect(lab.directory / "control.sock") as client:
+            await asked(lab, client, "cable", {"nodes": ["n1", 2]})
+            assert [ports[name].plugged for name in ("n1", "n2", "n3")] == [True, True, False]
+            with pytest.raises(RpcError, match="n2 has a cable already"):
+                await client.call("cable", {"nodes": ["n3", "n2"]})
+            with pytest.raises(RpcError, match="name at least one"):
+                await client.call("cable", {"nodes": []})
+            await lab.kill("n3")
+            with pytest.raises(RpcError, match="n3 is off"):
+                await client.call("cable", {"nodes": ["n3"]})
+        await lab.wait(lambda: not any(len(each) for each in ports.values()), 60, "all are pulled")
+        async with await Client.connect(lab.directory / "control.sock") as client:
+            await asked(lab, client, "cable", {"nodes": ["n2"]})
+
+
+@needs_ssh
+def test_a_lab_s_keys_and_what_ssh_has_to_know(tmp_path: Path) -> None:
+    key = ssh.public_key(tmp_path)
+    assert key.startswith("ssh-ed25519 ")
+    assert ssh.public_key(tmp_path) == key
+    assert (tmp_path / "ssh/id").stat().st_mode & 0o077 == 0
+    path = ssh.write_config(tmp_path, ["env", "A=b c%", "pipe"])
+    done = subprocess.run(
+        ["ssh", "-G", "-F", path, "n3"], capture_output=True, text=True, check=True
+    )
+    known = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert known["user"] == "root"
+    assert known["proxycommand"] == "env 'A=b c%%' pipe %h"
+    assert known["identityfile"] == str(tmp_path / "ssh/id")
+    ssh.forget(tmp_path)
+    assert ssh.public_key(tmp_path) != key
 
 
 async def test_a_node_is_killed_and_comes_back(parts: FakeParts, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from meshlab.chip.state import serial_for
 from meshlab.machine.accel import Accel
 from meshlab.machine.events import Exited, MachineEvent, Panic, Reset
 from meshlab.machine.machine import Machine
+from meshlab.machine.ports import MOST_ADDED, Ports
 from meshlab.machine.qemu import MachineError
 from meshlab.machine.spec import (
     BOARDS,
@@ -36,6 +37,7 @@ from meshlab.machine.spec import (
     MachineSpec,
     command,
     saved_hardware,
+    wired_mac,
 )
 from meshlab.wire.sockets import socket_address
 
@@ -72,6 +74,68 @@ def option(arguments: list[str], name: str) -> list[str]:
 
 
 # -- the command line
+
+
+def test_a_wired_port(tmp_path: Path) -> None:
+    arguments = command(make_spec(tmp_path, cable=True))
+    assert option(arguments, "-netdev") == [
+        "stream,id=wire,server=on,addr.type=unix,addr.path=cable.sock"
+    ]
+    nic = f"id=cable,netdev=wire,mac={wired_mac('n1')}"
+    assert f"virtio-net-pci,{nic},romfile=" in option(arguments, "-device")
+    assert wired_mac("n1") != wired_mac("n2")
+    small = command(make_spec(tmp_path, cable=True, board="microvm"))
+    assert f"virtio-net-device,{nic}" in option(small, "-device")
+    assert not option(command(make_spec(tmp_path)), "-netdev")
+    with pytest.raises(ValueError, match="no wired port"):
+        MachineSpec(
+            "n1", tmp_path, None, None, "", TCG, arch="aarch64", board="raspi3b", cable=True
+        )
+
+
+async def test_channels_come_and_go(tmp_path: Path) -> None:
+    said: list[tuple[str, dict[str, Any]]] = []
+    fails: set[str] = set()
+
+    async def qmp(command: str, arguments: Mapping[str, object] | None = None) -> None:
+        said.append((command, dict(arguments or {})))
+        if command in fails:
+            raise MachineError(f"{command}: no")
+
+    ports = Ports(make_spec(tmp_path), qmp)
+    name = await ports.add(Path("/x.sock"))
+    assert [each for each, _ in said] == ["chardev-add", "device_add"]
+    assert said[1][1]["name"] == name
+    ports.changed(name, is_open=True)
+    waiting = asyncio.create_task(ports.closed(name))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    ports.changed(name, is_open=False)
+    await waiting
+    assert len(ports) == 1
+    await ports.remove(name)
+    await ports.remove(name)
+    assert [each for each, _ in said[2:]] == ["device_del", "chardev-remove"]
+    # One that cannot be made leaves nothing.
+    fails |= {"device_add", "device_del"}
+    with pytest.raises(MachineError, match="device_add"):
+        await ports.add(Path("/x.sock"))
+    assert said[-1][0] == "chardev-remove"
+    assert len(ports) == 0
+    fails.clear()
+    names = [await ports.add(Path("/x.sock")) for _ in range(MOST_ADDED)]
+    with pytest.raises(MachineError, match="no more at a time"):
+        await ports.add(Path("/x.sock"))
+    ports.end()
+    await asyncio.gather(*map(ports.closed, names))
+    with pytest.raises(MachineError, match="no wired port"):
+        await ports.plug(on=True)
+    wired = Ports(make_spec(tmp_path, cable=True), qmp)
+    await wired.begin()
+    assert said[-1] == ("set_link", {"name": "cable", "up": False})
+    await wired.plug(on=True)
+    await wired.begin()
+    assert said[-1] == ("set_link", {"name": "cable", "up": True})
 
 
 def test_command_is_what_the_docs_say(tmp_path: Path) -> None:

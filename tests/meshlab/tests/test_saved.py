@@ -98,6 +98,16 @@ async def test_a_saved_lab_goes_on_where_it_was(parts: FakeParts, tmp_path: Path
         ]
 
 
+async def test_the_key_that_nodes_let_in_goes_with_a_save(parts: FakeParts, tmp_path: Path) -> None:
+    (key := tmp_path / "labs/default/ssh/id.pub").parent.mkdir(parents=True)
+    key.write_text("ssh-ed25519 AAAA one")
+    async with formed(parts, tmp_path, keep=True) as lab:
+        await save(lab, "orchard")
+    key.write_text("ssh-ed25519 AAAA another")
+    async with resumed("orchard", FakeParts(), tmp_path) as lab:
+        assert (lab.directory / "ssh/id.pub").read_text() == "ssh-ed25519 AAAA one"
+
+
 async def test_nodes_run_when_all_are_loaded(
     parts: FakeParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``thicket --via HOST COMMAND``: the command of a node, run from the engineer's machine."""
+"""``thicket --via HOST COMMAND``: the command of a node, run from the engineer's machine.
+
+``--lab NAME`` enters a simulated fleet. The simulator knows how (:data:`OpenLab`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
@@ -20,7 +23,7 @@ from remote import member, programs, ways
 from remote.errors import RemoteError
 from remote.files import atomic
 from remote.session import Operator, Session, opened
-from remote.ways import Way
+from remote.ways import Entrance, Way
 from thicket.base.units import size_text
 from thicket.cli.common import BAD, OK, UsageError
 from thicket.cli.main import guarded as for_a_person
@@ -29,11 +32,14 @@ from thicket.trust.revocations import SignedList
 
 HELP: Final = """\
 usage: thicket --via HOST [--node NODE] [--operator NAME] [--folder DIR] COMMAND ...
+       thicket --lab NAME [--node NODE] COMMAND ...
 
 HOST is the way to a first node:
   HOST                      by ssh; as for ssh, and root there if it names nobody
   tls:ADDRESS               by TLS to a node that this machine reaches, at port 9102, or
                             tls:[ADDRESS]:PORT
+NAME is a simulated fleet that runs (`make qemu-mesh` runs "default"), whose operator is made with
+it; NAME/n3 enters it at n3 and not at its first node.
 
 NODE is the node that is meant: its address, host name, the last digits of that, or its label.
 Without it the command runs on the first node. For another one this machine needs the certificate
@@ -101,6 +107,10 @@ cat >"$T.part" && mv -f "$T.part" "$T" || { rm -f "$T.part"; exit 1; }
 _USE: Final = 'D=$0; trap \'rm -rf "$D"\' EXIT HUP INT TERM; "$@"'
 
 
+OpenLab = Callable[[str], AbstractContextManager[Entrance]]
+"""Opens the way into the simulated fleet of this name."""
+
+
 class Target(NamedTuple):
     """Where a command runs.
 
@@ -117,21 +127,24 @@ class Target(NamedTuple):
         return opened(self.way(), self.node, self.operator)
 
 
-def main(words: list[str]) -> int:
+def main(words: list[str], open_lab: OpenLab | None = None) -> int:
     """Run ``thicket --via ...``; return the exit status.
 
     :param words: its arguments.
+    :param open_lab: for ``--lab``; without one there is no simulator here.
     """
-    return guarded("--via", lambda: _run(words))
+    in_lab = any(word.partition("=")[0] == "--lab" for word in words[: _command_at(words)])
+    return guarded("--lab" if in_lab else "--via", lambda: _run(words, open_lab))
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], open_lab: OpenLab | None) -> int:
     at = _command_at(words)
-    parser = Parser("--via HOST and a COMMAND are needed")
+    parser = Parser("--via HOST, or --lab NAME, and a COMMAND are needed")
     parser.add_argument("--via", type=a_word)
+    parser.add_argument("--lab", type=a_word)
     parser.add_argument("--node", type=a_word)
     parser.add_argument("--operator", type=a_word)
-    parser.add_argument("--folder", type=a_path, default=chosen_folder())
+    parser.add_argument("--folder", type=a_path)
     args = parser.parse_args(words[:at])
     rest = words[at:]
     if not rest or rest[0] in {"help", "-h", "--help"}:
@@ -142,18 +155,35 @@ def _run(words: list[str]) -> int:
         if node is not None:
             raise UsageError(f"--node {node} and {rest[1]} are two nodes, and one is needed")
         node, rest = rest[1], [rest[0], *rest[2:]]
-    operator = cache(partial(_operator, args.folder, args.operator))
-    if args.via is None:
-        raise UsageError("--via HOST tells where the command runs")
-    target = Target(partial(ways.chosen, args.via), node, operator)
+    with _entrance(args.via, args.lab, open_lab) as entrance:
+        folder = args.folder or entrance.folder
+        operator = cache(partial(_operator, folder, args.operator))
+        return _from(Target(entrance.way, node, operator), args.via or args.lab, rest)
+
+
+def _entrance(
+    host: str | None, lab: str | None, open_lab: OpenLab | None
+) -> AbstractContextManager[Entrance]:
+    """Return where the command begins."""
+    if (host is None) == (lab is None):
+        raise UsageError("--via HOST, or --lab NAME, tells where the command runs")
+    if host is not None:
+        return nullcontext(Entrance(partial(ways.chosen, host), chosen_folder()))
+    if lab is None or open_lab is None:
+        raise UsageError("--lab needs the simulator: bin/thicket of a checkout has it")
+    return open_lab(lab)
+
+
+def _from(target: Target, place: str, rest: list[str]) -> int:
+    node = target.node
     if rest[0] in member.PROGRAMS:
         if node is not None:
             raise UsageError(f"{rest[0]} is a member like any other, and runs here, not on {node}")
-        return asyncio.run(member.run(target.way, operator(), rest[0], rest[1:]))
+        return asyncio.run(member.run(target.way, target.operator(), rest[0], rest[1:]))
     if rest[0] == "web":
         if node is not None:
             raise UsageError(f"web shows all nodes; leave --node {node} out")
-        return asyncio.run(_web(args.via, target, rest[1:]))
+        return asyncio.run(_web(place, target, rest[1:]))
     if rest[0] == "cp":
         return asyncio.run(_copy(target, rest[1:]))
     return asyncio.run(_command(target, rest))
@@ -281,7 +311,7 @@ async def _support(target: Target, rest: list[str]) -> int:
 # -- the page
 
 
-async def _web(via: str, target: Target, words: list[str]) -> int:
+async def _web(place: str, target: Target, words: list[str]) -> int:
     """Serve the page until Ctrl-C."""
     from remote.fleet_source import FleetSource
     from web.plan import Origin, Plan, corner, read
@@ -313,7 +343,7 @@ async def _web(via: str, target: Target, words: list[str]) -> int:
     def opens(node: str | None) -> AbstractAsyncContextManager[Session]:
         return target._replace(node=node).opened()
 
-    await serve(FleetSource(via, opens, origin), port=options.port, plan=plan, tell=tell)
+    await serve(FleetSource(place, opens, origin), port=options.port, plan=plan, tell=tell)
     return OK
 
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways to a first node: over ssh, or by TLS."""
+"""The ways to a first node: over ssh, by TLS, or those that somebody else knows."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 from ipaddress import IPv6Address
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from authority import ssh
@@ -53,6 +55,17 @@ class Way(Protocol):
 
     async def failure(self) -> str | None:
         """Return why the connection ended, where the way knows it."""
+
+
+class Entrance(NamedTuple):
+    """Where commands begin: ways to a first node, and who comes.
+
+    :ivar way: returns a new way to the first node.
+    :ivar folder: where the certificate of an operator is.
+    """
+
+    way: Callable[[], Way]
+    folder: Path
 
 
 class Ssh:

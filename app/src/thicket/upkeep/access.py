@@ -85,7 +85,7 @@ class Follower:
         if keys and not os.path.exists(places.server):
             message = (
                 "access.ssh_keys is set, but this image has no SSH server (/usr/sbin/dropbear): "
-                "nobody can log in by SSH. The simulator's lab image has none; use `meshlab exec`"
+                "nobody can log in by SSH"
             )
             problems.append(("ssh-missing", message))
         elif keys:

@@ -78,6 +78,9 @@ def define(command: Define) -> None:
         help="install this Python project on every node of the lab image (repeatable)",
     )
     define_hosts(up)
+    up.add_argument(
+        "--cables", action="store_true", help="nodes have wired ports, for `meshlab cable`"
+    )
     up.add_argument("--keep", action="store_true", help="keep the disks and chips of the last run")
     up.add_argument(
         "--resume", metavar="NAME", help="go on from a lab that was saved; it says all the rest"
@@ -169,9 +172,12 @@ def cmd_up(options: argparse.Namespace) -> int:
         progress,
         extras if extras.applications else None,
         board=options.machine,
+        cables=options.cables,
     )
     others = {
-        name: real_parts.load(image, cache, options.seed, progress, board=machine)
+        name: real_parts.load(
+            image, cache, options.seed, progress, board=machine, cables=options.cables
+        )
         for name, (image, machine) in kinds.items()
     }
     spec = LabSpec(

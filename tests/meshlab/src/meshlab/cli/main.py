@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from host.cache import cache_root
-from meshlab.cli import air, lab, node, scenario
+from meshlab.cable.errors import CableError
+from meshlab.cli import air, inside, lab, node, scenario
 from meshlab.cli.common import CommandError, Run
 from meshlab.lab.errors import LabError
 from meshlab.lab.paths import lab_directory
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("node", metavar="NODE")
         return sub
 
-    for group in (lab, node, air, scenario):
+    for group in (lab, node, inside, air, scenario):
         group.define(command)
     return top
 
@@ -73,11 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CommandError as failure:
         print(f"meshlab: {failure}", file=sys.stderr)
         return failure.status
-    except (LabError, ValueError) as error:
+    except (CableError, LabError, ValueError) as error:
         print(f"meshlab: {error}", file=sys.stderr)
         return 1
     except RpcError as error:
-        print(f"meshlab: {_explained(error, options.lab)}", file=sys.stderr)
+        print(f"meshlab: {explained(error, options.lab)}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         # Who read our output has left: not an error, and nothing more can be said there.
@@ -88,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _explained(error: RpcError, name: str) -> str:
+def explained(error: RpcError, name: str) -> str:
+    """Return what a person is told of an error of the lab ``name``."""
     if error.code != "not-running":
         return error.message
     labs = running_labs()

@@ -115,7 +115,7 @@ def wants_input() -> bool:
     return not stat.S_ISCHR(mode)  # /dev/null
 
 
-async def _read_input(most: int) -> bytes:
+async def read_input(most: int) -> bytes:
     """Return the next bytes of the standard input, b"" at its end.
 
     Read in a thread that does not keep the program from ending when the command does.
@@ -142,7 +142,7 @@ async def _read_input(most: int) -> bytes:
 async def _pass_input(client: Client, number: int) -> None:
     """Pass the standard input on to a command, as it takes it."""
     while True:
-        data = await _read_input(1 << 16)
+        data = await read_input(1 << 16)
         params = {"number": number, "data": base64.b64encode(data).decode()}
         answer = await client.call("exec-input", params, timeout=None)
         if not data or not answer["wanted"]:

@@ -17,7 +17,7 @@ from meshlab.hosts.errors import HostsError
 from meshlab.hosts.hosts import Host
 from meshlab.hosts.link import Json, LinkError, pump
 from meshlab.lab.errors import LabError
-from meshlab.lab.parts import ChipLike, FleetLike, MachineLike, Parts
+from meshlab.lab.parts import ChipLike, FleetLike, MachineLike, Parts, PortsLike
 from meshlab.machine import events
 from meshlab.machine.events import MachineEvent, OnMachineEvent
 from meshlab.machine.qemu import MachineError
@@ -129,6 +129,34 @@ class RemoteNode:
             self.chip.controller.reset()
 
 
+class NoPorts(PortsLike):
+    """Nothing can be plugged into a machine there.
+
+    :param name: The node.
+    :param place: Where it runs.
+    """
+
+    def __init__(self, name: str, place: str) -> None:
+        self._why = f"{name} runs on {place}, and has no way in by SSH or cable there"
+
+    def __len__(self) -> int:
+        return 0
+
+    async def plug(self, *, on: bool) -> None:
+        """Refuse."""
+        raise MachineError(self._why)
+
+    async def add(self, peer: Path) -> str:
+        """Refuse."""
+        raise MachineError(self._why)
+
+    async def remove(self, name: str) -> None:
+        """Do nothing: there is none."""
+
+    async def closed(self, name: str) -> None:
+        """Do nothing: there is none."""
+
+
 class RemoteMachine(MachineLike):
     """A machine there. What connects to one here connects to it through doors in its directory.
 
@@ -140,6 +168,7 @@ class RemoteMachine(MachineLike):
         self._parts = parts
         self._node = node
         self._on_event = on_event
+        self._ports = NoPorts(node.name, parts.place)
         self._shells = (
             Shell(node.directory / SHELL_SOCKET, node.name),
             Shell(node.directory / EXEC_SOCKET, node.name),
@@ -158,6 +187,11 @@ class RemoteMachine(MachineLike):
     def exec_shell(self) -> Shell:
         """See ``MachineLike``."""
         return self._shells[1]
+
+    @property
+    def ports(self) -> NoPorts:
+        """See ``MachineLike``."""
+        return self._ports
 
     @property
     def running(self) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from meshlab.lab.parts import ChipLike, FleetLike, MachineLike, Parts, ShellLike
+from meshlab.lab.parts import ChipLike, FleetLike, MachineLike, Parts, PortsLike, ShellLike
 from meshlab.lab.state import address_from_serial
 from meshlab.lab.topology import node_index
 from meshlab.machine.events import OnMachineEvent
@@ -153,6 +153,37 @@ class FakeShell(ShellLike):
         return None if status is None else json.dumps(status)
 
 
+class FakePorts(PortsLike):
+    """Ports of a machine whose guest never closes one by itself."""
+
+    def __init__(self, parts: FakeParts, name: str) -> None:
+        self._parts = parts
+        self._name = name
+        self.plugged = False
+        self.added: dict[str, tuple[Path, asyncio.Event]] = {}
+
+    def __len__(self) -> int:
+        return len(self.added) + self.plugged
+
+    async def plug(self, *, on: bool) -> None:
+        if not self._parts.cables:
+            raise MachineError(f"{self._name} has no wired port")
+        self.plugged = on
+
+    async def add(self, peer: Path) -> str:
+        if self._name in self._parts.broken:
+            raise MachineError(f"{self._name} has no room")
+        name = f"port{len(self.added) + 1}"
+        self.added[name] = peer, asyncio.Event()
+        return name
+
+    async def remove(self, name: str) -> None:
+        self.added.pop(name, None)
+
+    async def closed(self, name: str) -> None:
+        await self.added[name][1].wait()
+
+
 class FakeMachine(MachineLike):
     """A machine that is through with its boot as soon as it is asked."""
 
@@ -161,6 +192,7 @@ class FakeMachine(MachineLike):
         self.name = name
         self.directory = directory
         self.shells = FakeShell(self), FakeShell(self)
+        self.plugs = FakePorts(parts, name)
         self.ended: asyncio.Future[int] | None = None
         self.stopped_with: float | None = None
         self.paused = False
@@ -173,6 +205,10 @@ class FakeMachine(MachineLike):
     @property
     def exec_shell(self) -> FakeShell:
         return self.shells[1]
+
+    @property
+    def ports(self) -> FakePorts:
+        return self.plugs
 
     @property
     def running(self) -> bool:

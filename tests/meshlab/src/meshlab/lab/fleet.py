@@ -29,6 +29,9 @@ from thicket.trust.fleet import device_name
 from thicket.trust.openssl import OpenSslError
 
 FOLDER = "authority"
+OPERATOR = "lab"
+"""Who uses `thicket --lab`."""
+OPERATOR_DAYS = 3650
 BAUD = 115200
 """Of a console, which a socket does not have."""
 
@@ -49,6 +52,9 @@ class LabFleet:
         try:
             if not (folder / "fleet.json").exists():
                 self.authority.init(name, IPv6Network(prefix), lab=True)
+            people = self.authority.operators
+            if OPERATOR not in self.authority.list().get(people.member, {}):
+                people.make(OPERATOR, days=OPERATOR_DAYS)
             self.root = (folder / "root.pem").read_text(encoding="ascii")
         except (AuthorityError, OpenSslError, OSError, ValueError) as error:
             raise LabError(f"the lab's fleet cannot be made: {error}") from error

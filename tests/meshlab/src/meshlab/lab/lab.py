@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from meshlab.lab import saving, summary
+from meshlab.lab import saving, ssh, summary
 from meshlab.lab.air import PATIENCE, Air
 from meshlab.lab.directory import LabDirectory, last_lines
 from meshlab.lab.errors import LabError, NotFormedError
@@ -160,6 +160,8 @@ class Lab:
         if resume is not None:
             await asyncio.to_thread(resume.unpack, self.directory, run)
             self.spec = replace(self.spec, keep=True)
+        if not self.spec.keep:
+            ssh.forget(self.directory)
         passphrase = self._held.passphrase(self.spec.passphrase, keep=self.spec.keep)
         self.spec = replace(self.spec, passphrase=passphrase)
         self.journal.open(self.directory / "events.log")
@@ -243,7 +245,8 @@ class Lab:
             if parts.has_chip:
                 self.fleet.enroll(directory / "chip.json", serial, self.spec.topology.seed)
             root = self.fleet.root
-        config = node_config(self.spec, spec, root, chip=parts.has_chip)
+        key = ssh.public_key(self.directory) if parts.cables else None
+        config = node_config(self.spec, spec, root, chip=parts.has_chip, ssh_key=key)
         position = self.spec.topology.positions[name]
         if self.spec.resume is not None:
             saved = self.spec.resume.nodes[name]

@@ -116,6 +116,7 @@ class RealParts(Parts):
         seed: int,
         *,
         board: str | None = None,
+        cables: bool = False,
     ) -> None:
         from meshlab.machine.spec import BOARDS
 
@@ -123,6 +124,7 @@ class RealParts(Parts):
         self.board = board
         self._virtio = board is None or BOARDS[board].virtio
         self.has_chip = self._virtio
+        self.cables = cables and self._virtio
         self._accel = accel
         self._cache = cache
         self.seed = seed
@@ -221,6 +223,7 @@ class RealParts(Parts):
             accel=self._accel,
             board=self.board,
             chip=self.has_chip,
+            cable=self.cables,
         )
         return Machine(spec, on_event)
 
@@ -237,6 +240,7 @@ class RealParts(Parts):
             "description": images.description,
             "arch": self.arch,
             "board": self.board,
+            "cables": self.cables,
             "accel": self.accel,
             "cpu": self._accel.cpu,
             "tsc_khz": self._accel.tsc_khz,
@@ -376,6 +380,7 @@ def load(
     extras: Extras | None = None,
     *,
     board: str | None = None,
+    cables: bool = False,
 ) -> RealParts:
     """Return the parts for an image.
 
@@ -385,6 +390,7 @@ def load(
         for tests: Debian's programs on a card, see ``meshlab.image.standin``.
     :param extras: For the lab image, which alone can have some.
     :param board: What it boots on, a key of ``spec.BOARDS``; ``None``: the usual one.
+    :param cables: Whether nodes have wired ports, where the board can.
     :raises LabError: when there is no such image, or it cannot be built or booted, or not there.
     """
     from host.errors import HostError
@@ -413,7 +419,7 @@ def load(
         raise LabError(str(error)) from error
     if board is not None and BOARDS[board].own_processor:
         chosen = accel.Accel("tcg", f"{board} has a processor of its own", chosen.cpu)
-    return RealParts(images, chosen, cache, seed, board=board)
+    return RealParts(images, chosen, cache, seed, board=board, cables=cables)
 
 
 def of_saved(folder: Path, kept: Mapping[str, Any], cache: Path, seed: int) -> RealParts:
@@ -449,7 +455,8 @@ def of_saved(folder: Path, kept: Mapping[str, Any], cache: Path, seed: int) -> R
         images = ImageSet(name, folder / KERNEL, folder / ROOTFS, kept["cmdline"], words)
     else:
         images = CardImage(name, folder, kept["arch"], words)
-    return RealParts(images, chosen, cache, seed, board=kept["board"])
+    cables = bool(kept.get("cables"))
+    return RealParts(images, chosen, cache, seed, board=kept["board"], cables=cables)
 
 
 def check_board(

@@ -5,20 +5,26 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meshlab.lab import summary
+from meshlab.lab import ssh, summary
 from meshlab.lab.errors import LabError
+from meshlab.lab.paths import own_call
 from meshlab.lab.pmks import Pmks
 from meshlab.lab.saving import save
+from meshlab.machine.qemu import MachineError
 from meshlab.machine.shell import ShellError
+from meshlab.machine.spec import CABLE_SOCKET
 from meshlab.wire.rpc import Call, Handler, Json, Params, RpcError
 
 if TYPE_CHECKING:
     from meshlab.lab.lab import Lab
+    from meshlab.lab.node import Node
 
 
 DEEDS = ("link", "move", "power", "chip", "radio", "config", "medium")
@@ -47,6 +53,8 @@ class Requests:
         #: What clients have done, oldest first: time, method, parameters.
         self._deeds: deque[Json] = deque(maxlen=MOST_DEEDS)
         self._done = 0
+        #: Nodes with a cable.
+        self._cabled: set[str] = set()
 
     def methods(self) -> dict[str, Handler]:
         """Return the methods of ``control.sock``, by their names."""
@@ -66,6 +74,8 @@ class Requests:
             "radio": self._radio,
             "config": self._config,
             "medium": self._medium,
+            "pipe": self._pipe,
+            "cable": self._cable,
             "save": self._save,
             "down": self._down,
             "deeds": self._tell_deeds,
@@ -320,6 +330,59 @@ class Requests:
             return {}
         return await self._lab.medium_call("status")
 
+    async def _pipe(self, params: Params, call: Call) -> Json:
+        """Lead an SSH server of a node to a socket, until one of both ends it."""
+        node, path = self._lab.node(params.get("node")), params.get("path")
+        if not isinstance(path, str) or not Path(path).is_absolute():
+            raise RpcError("bad-request", "a pipe needs the path of a socket, from the root")
+        machine = node.running()
+        try:
+            key = await asyncio.to_thread(ssh.public_key, self._lab.directory)
+            channel = await machine.ports.add(Path(path))
+        except (LabError, MachineError) as error:
+            raise RpcError("failed", str(error)) from None
+        try:
+            command = ssh.serve_command(channel, key)
+            code, text = await machine.shell.run(command, ssh.START_PATIENCE)
+            if code != 0:
+                why = f"no SSH server could be started on {node.state.name}: {text.strip()}"
+                raise RpcError("failed", why)
+            await call.event({"ready": True})
+            await machine.ports.closed(channel)
+        except ShellError as error:
+            raise RpcError("failed", str(error)) from None
+        finally:
+            await asyncio.shield(machine.ports.remove(channel))
+        return {}
+
+    async def _cable(self, params: Params, call: Call) -> Json:
+        """Plug cables into nodes until the client leaves."""
+        names = params.get("nodes")
+        if not isinstance(names, list) or not names:
+            raise RpcError("bad-request", "cables go to nodes: name at least one")
+        nodes = {node.state.name: node for node in map(self._lab.node, names)}
+        if taken := sorted(self._cabled & set(nodes)):
+            raise RpcError("failed", f"{', '.join(taken)} has a cable already: end that first")
+        self._cabled |= set(nodes)
+        plugged: list[Node] = []
+        try:
+            for name, node in nodes.items():
+                if not self._lab.parts_of(name).cables:
+                    call_again = own_call(self._lab.spec.name, "up --cables")
+                    why = f"{name} has no wired port: `{call_again}` (CABLES=1) gives one to nodes"
+                    raise RpcError("failed", f"{why} that this machine runs, with virtio")
+                await node.running().ports.plug(on=True)
+                plugged.append(node)
+            sockets = {name: str(node.directory / CABLE_SOCKET) for name, node in nodes.items()}
+            await call.event({"sockets": sockets})
+            await asyncio.Event().wait()
+        except MachineError as error:
+            raise RpcError("failed", str(error)) from None
+        finally:
+            self._cabled -= set(nodes)
+            await asyncio.shield(_unplug(plugged))
+        return {}
+
     async def _save(self, params: Params, call: Call) -> Json:
         name = params.get("name")
         if not isinstance(name, str):
@@ -334,6 +397,12 @@ class Requests:
         self._lab.done.set()
         self._lab.journal.notify()
         return {}
+
+
+async def _unplug(nodes: Iterable[Node]) -> None:
+    for node in nodes:
+        with contextlib.suppress(MachineError, RpcError):  # it is off by now
+            await node.running().ports.plug(on=False)
 
 
 def _output(data: bytes) -> dict[str, str]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from host.cache import cache_root
+from meshlab.lab import ssh
 from meshlab.lab.copies import copy_sparse, occupied
 from meshlab.lab.directory import clear_node
 from meshlab.lab.errors import LabError
@@ -169,7 +170,7 @@ class SavedLab:
         :raises LabError: when that cannot be done.
         """
         try:
-            for path in (PASSPHRASE, FOLDER, STATE_NAME):
+            for path in (PASSPHRASE, FOLDER, ssh.FOLDER, STATE_NAME):
                 _copy_over(self.path / path, directory / path)
             if (directory / STATE_NAME).exists():
                 changed = json.loads((directory / STATE_NAME).read_text())

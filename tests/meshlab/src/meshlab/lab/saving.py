@@ -13,6 +13,7 @@ from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from meshlab.lab import ssh
 from meshlab.lab.copies import copy_sparse, occupied
 from meshlab.lab.errors import LabError
 from meshlab.lab.fleet import FOLDER
@@ -101,6 +102,11 @@ def _check_nodes(lab: Lab) -> None:
     for node in lab.nodes.values():
         if node.state.power not in ("running", "off"):
             raise LabError(f"{node.state.name} is {node.state.power}: save when it is on or off")
+        if node.state.power == "running" and len(node.running().ports):
+            raise LabError(
+                f"somebody is connected with {node.state.name} (`meshlab ssh`, `cp`, `cable`, "
+                "`thicket --lab`): save when that has ended"
+            )
 
 
 def _check_room(lab: Lab, root: Path) -> None:
@@ -175,8 +181,9 @@ async def _keep_nodes(lab: Lab, folder: Path, kept: _Kept) -> float:
         for name in (PASSPHRASE, STATE_NAME):
             with contextlib.suppress(FileNotFoundError):
                 shutil.copy2(lab.directory / name, folder / name)
-        if (lab.directory / FOLDER).is_dir():
-            shutil.copytree(lab.directory / FOLDER, folder / FOLDER)
+        for name in (FOLDER, ssh.FOLDER):
+            if (lab.directory / name).is_dir():
+                shutil.copytree(lab.directory / name, folder / name)
     except (LabError, MachineError, RpcError, OSError) as error:
         raise LabError(f"the lab is not saved: {error}") from error
     finally:

@@ -121,12 +121,17 @@ def _links(spec: LabSpec) -> list[dict[str, Any]]:
 
 
 def node_config(
-    spec: LabSpec, node: NodeSpec, root: str | None = None, *, chip: bool = True
+    spec: LabSpec,
+    node: NodeSpec,
+    root: str | None = None,
+    *,
+    chip: bool = True,
+    ssh_key: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the configuration of a node: the lab's defaults, the lab's own, the node's own.
 
     ``root`` is the root certificate of the lab's fleet; an open lab has none. A node without
-    ``chip`` does not look for one.
+    ``chip`` does not look for one. ``ssh_key`` is let in where there is a wired port.
     """
     # Rate control cannot learn from what a simulated radio reports of aggregated frames, so paths
     # follow the links' quality only without HT, or where the medium aggregates; see "HT" in
@@ -140,6 +145,8 @@ def node_config(
         "cluster": {"name": "thicket", "cookie": f"lab-{spec.name}"},
         "access": {"console": True},
     }
+    if ssh_key is not None:
+        found["access"]["ssh_keys"] = ssh_key
     if root is None:
         found["cluster"]["security"] = "cookie"
         found["discovery"] = {"beacon": "plain"}

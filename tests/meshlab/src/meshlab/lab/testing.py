@@ -60,6 +60,8 @@ class Mesh:
     """Directories of applications to install, where the image can be made with some."""
     ready: Callable[[Lab], bool] = whole
     """Whether a running lab of it is as its tests expect it."""
+    cables: bool = False
+    """Whether its nodes have wired ports."""
     others: Mapping[str, Kind] = field(default_factory=dict)
     """The nodes that differ from the others."""
 

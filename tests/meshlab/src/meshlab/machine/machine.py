@@ -35,6 +35,7 @@ from meshlab.machine.events import (
 )
 from meshlab.machine.given import within
 from meshlab.machine.output import Output
+from meshlab.machine.ports import Ports
 from meshlab.machine.qemu import QMP_PATIENCE, MachineError, Qemu
 from meshlab.machine.shell import Shell, ShellError
 from meshlab.machine.spec import CARD, EXEC_SOCKET, SHELL_SOCKET, SOCKETS, MachineSpec, command
@@ -54,6 +55,7 @@ class Machine:
     :ivar output: What guest and QEMU have written.
     :ivar qemu: The latest process of QEMU since ``start``.
     :ivar returncode: The exit status of QEMU when it has ended.
+    :ivar ports: What is plugged in while it runs.
     :ivar resets: Restarts of the guest since ``start``.
     """
 
@@ -67,6 +69,7 @@ class Machine:
         self.qemu: Qemu | None = None
         self.returncode: int | None = None
         self.resets = 0
+        self.ports = Ports(spec, self.qmp)
         self._card = Card(spec, self.output)
         self._on_event = on_event
         self._restarting = False
@@ -193,6 +196,7 @@ class Machine:
 
     async def _begin_qmp(self, qemu: Qemu, *, asleep: bool = False) -> None:
         await qemu.connect()
+        await self.ports.begin()
         self._tasks.append(asyncio.create_task(self._keep_connected(qemu)))
         if self.spec.kernel is None and not asleep:
             await self.qmp("cont")
@@ -350,6 +354,7 @@ class Machine:
                 reason += f": {errors}"
         for shell in (self.shell, self.exec_shell):
             shell.reset("the machine has ended")
+        self.ports.end()
         self._ended.set()
         self._report(Exited(status, reason))
 
@@ -402,11 +407,14 @@ class Machine:
                 self._report(WatchdogBite(str(data.get("action", ""))))
             case "VSERPORT_CHANGE" if data.get("id") == "relay":
                 self._report(RelayPort(bool(data.get("open", False))))
+            case "VSERPORT_CHANGE":
+                self.ports.changed(str(data.get("id")), is_open=bool(data.get("open", False)))
             case _:
                 pass
 
     def _restarted(self, guest: bool, reason: str) -> None:
         self.resets += 1
+        self.ports.end()
         for shell in (self.shell, self.exec_shell):
             shell.reset("the node has restarted")
         panic = self.output.fresh_panic()

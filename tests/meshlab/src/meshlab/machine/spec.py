@@ -8,6 +8,7 @@ relative to it. docs/simulator.md, "Machine", has the measurements behind the ch
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,9 @@ RELAY_SOCKET = "relay.sock"
 QMP_SOCKET = "qmp.sock"
 CHIP_SOCKET = "chip.sock"
 REGISTERS_SOCKET = "registers.sock"
+CABLE_SOCKET = "cable.sock"
+"""Ethernet frames of the wired port, each behind its length in four bytes, big-endian: QEMU's
+``-netdev stream``."""
 QEMU_LOG = "qemu.log"
 CARD = "card.img"
 KERNEL = "kernel"
@@ -46,6 +50,15 @@ CHIP_DEVICE = "chip-bus"
 CHIP_CHARDEV = "chip"
 """Its connection to the chip."""
 
+CABLE = "cable"
+"""The wired port, as QEMU knows it."""
+
+SERIAL_BUS = "serial.0"
+"""Where virtio ports are plugged in."""
+MOST_PORTS = 8
+"""Virtio ports of a machine: two shells, the relay, and others that come and go (``ports.Ports``).
+A port that is there costs a guest half a MiB; one that may come, some 20 KiB."""
+
 MEMORY_MIB = 128
 """Memory of a node, where its board leaves the choice."""
 
@@ -56,6 +69,7 @@ SOCKETS = (
     RELAY_SOCKET,
     QMP_SOCKET,
     REGISTERS_SOCKET,
+    CABLE_SOCKET,
 )
 """Those that QEMU makes."""
 
@@ -223,6 +237,8 @@ class MachineSpec:
     """Attach the port of hwsim-relay."""
     shells: bool = True
     """Attach the two shells."""
+    cable: bool = False
+    """Attach a wired port, with nothing plugged in (``Machine.plug``); virtio boards only."""
     config: str = "config.img"
     data: str = "data.img"
     arch: str = "x86_64"
@@ -256,6 +272,8 @@ class MachineSpec:
             raise ValueError(f"{self.name}: its board starts from an SD card")
         if not self.hardware.transport and (self.relay or self.chip):
             raise ValueError(f"{self.name}: its board has nothing that could carry a relay or chip")
+        if self.cable and not self.hardware.virtio:
+            raise ValueError(f"{self.name}: its board has no wired port")
         if self.memory_mib < 64:
             raise ValueError(f"memory of {self.name}: {self.memory_mib} MiB, at least 64 needed")
 
@@ -356,11 +374,22 @@ def command(spec: MachineSpec, start: Start | None = None, *, asleep: bool = Fal
             device += f",bus={BAY},id={CHIP_DEVICE}"
         if not asleep:
             arguments += [*line, "-device", device]
+    if spec.cable:
+        wire = f"stream,id=wire,server=on,addr.type=unix,addr.path={CABLE_SOCKET}"
+        # No romfile: it could start from the network otherwise, and looks for its program.
+        nic = f"virtio-net-{board.transport},id={CABLE},netdev=wire,mac={wired_mac(spec.name)}"
+        nic += ",romfile=" if board.transport == "pci" else ""
+        arguments += ["-netdev", wire, "-device", nic]
     for each in board.properties:
         arguments += ["-global", each]
     if board.watchdog:
         arguments += ["-device", board.watchdog, "-action", "watchdog=reset"]
     return arguments + list(spec.extra)
+
+
+def wired_mac(name: str) -> str:
+    """Return the address of a node's wired port, one of those that anybody may make up."""
+    return "02:" + hashlib.sha256(name.encode()).digest()[:5].hex(":")
 
 
 def saved_hardware(spec: MachineSpec) -> list[str]:
@@ -456,13 +485,14 @@ def _logged_card(log: str, transport: str) -> list[str]:
 
 def _ports(spec: MachineSpec) -> list[str]:
     """hvc0 and hvc1 (shells for programs and for people), and the relay's port."""
-    arguments = ["-device", f"virtio-serial-{spec.hardware.transport},id=serial,max_ports=4"]
+    serial = f"virtio-serial-{spec.hardware.transport},id=serial,max_ports={MOST_PORTS}"
+    arguments = ["-device", serial]
     for name, path in (("shell", SHELL_SOCKET), ("exec", EXEC_SOCKET)) if spec.shells else ():
         arguments += _listener(name, path)
-        arguments += ["-device", f"virtconsole,bus=serial.0,chardev={name}"]
+        arguments += ["-device", f"virtconsole,bus={SERIAL_BUS},chardev={name}"]
     if spec.relay:
         arguments += _listener("relay", RELAY_SOCKET)
-        port = f"virtserialport,bus=serial.0,chardev=relay,id=relay,name={RELAY_PORT}"
+        port = f"virtserialport,bus={SERIAL_BUS},chardev=relay,id=relay,name={RELAY_PORT}"
         arguments += ["-device", port]
     return arguments
 
