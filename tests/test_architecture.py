@@ -18,6 +18,7 @@ NODE = TREE / "app/src"
 SOURCES = {
     "thicket": NODE,
     "authority": TREE / "tools/src",
+    "cable": TREE / "tools/src",
     "firmware": TREE / "tools/src",
     "host": TREE / "tools/src",
     "remote": TREE / "tools/src",
@@ -35,6 +36,7 @@ FLOORS = (
     {"discovery"},
     {"trust"},
     {
+        "cable",
         "cluster",
         "firewall",
         "applications",
@@ -54,10 +56,11 @@ JUDGES_OF_VALUES = {"thicket.radio.countries", "thicket.radio.country_names"}
 #: Packages beside the node's, and the others of ours that each may import.
 DESKS = {
     "thicket": set(),
-    "authority": {"thicket", "host"},
+    "authority": {"thicket", "host", "cable"},
+    "cable": {"thicket"},
     "firmware": {"thicket", "host", "authority"},
     "host": set(),
-    "remote": {"thicket", "authority", "host"},
+    "remote": {"thicket", "authority", "host", "cable"},
     "meshlab": {"thicket", "authority", "firmware", "host"},
 }
 

@@ -78,12 +78,25 @@ class TestRules:
         assert "hook input priority filter; policy drop;" in chain(text, "input")
         for name in ("input", "mesh", "forward"):
             assert re.search(r"counter name \w+ drop$", chain(text, name)), name
+        assert set(re.findall(r"counter name (\w+)", text)) == set(REASONS) - {"cable_flood"}
+        text = ruleset(made(access={"ssh_keys": "key"}), "mesh0", frozenset({"eth0"}))
+        assert re.search(r"counter name \w+ drop$", chain(text, "cable"))
         assert set(re.findall(r"counter name (\w+)", text)) == set(REASONS)
 
     def test_nothing_is_open_on_another_interface(self) -> None:
         text = ruleset(made(access={"ssh_keys": "key"}), "mesh7")
         assert 'iifname "mesh7" goto mesh' in chain(text, "input")
         assert "dport" not in chain(text, "input")
+
+    def test_a_cable_is_open_where_a_key_may_log_in(self) -> None:
+        cables, keys = frozenset({"eth0", "usb0"}), {"ssh_keys": "key"}
+        text = ruleset(made(access=keys), "mesh0", cables)
+        assert 'iifname { "eth0", "usb0" } goto cable' in chain(text, "input")
+        without = ruleset(made(access=keys), "mesh0")
+        for name in ("early", "mdns", "beacons", "neighbours", "mesh", "connections", "forward"):
+            assert chain(text, name) == chain(without, name), "what concerns the mesh is as it was"
+        for closed in (made(), made(access={**keys, "cable": False})):
+            assert ruleset(closed, "mesh0", cables) == ruleset(closed, "mesh0")
 
     def test_ports_of_applications(self) -> None:
         allow = Ports((), "").check(["udp/5000", "tcp/80-90", "tcp/8080"])

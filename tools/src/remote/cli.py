@@ -16,6 +16,7 @@ from typing import BinaryIO, Final, NamedTuple
 from authority.keys import HeldKey
 from authority.telling import Bar, Telling
 from authority.words import Parser, a_path, a_word, authority_in, chosen_folder, guarded
+from cable import find, reach
 from remote import member, programs, ways
 from remote.errors import RemoteError
 from remote.files import atomic
@@ -29,11 +30,17 @@ from thicket.trust.revocations import SignedList
 
 HELP: Final = """\
 usage: thicket --via HOST [--node NODE] [--operator NAME] [--folder DIR] COMMAND ...
+       thicket --cable [DEVICE] [--node NODE] ... COMMAND ...
 
 HOST is the way to a first node:
   HOST                      by ssh; as for ssh, and root there if it names nobody
   tls:ADDRESS               by TLS to a node that this machine reaches, at port 9102, or
                             tls:[ADDRESS]:PORT
+
+With --cable the first node is a device at a wired interface of this machine, which is found by
+its answers (multicast DNS) and entered by ssh. DEVICE is its name, n-..., or the last digits of
+that behind n-, or ADDRESS%INTERFACE; it is needed where more than one answers. Without COMMAND
+those that answer are listed. Host keys are kept in DIR/cable_known_hosts.
 
 NODE is the node that is meant: its address, host name, the last digits of that, or its label.
 Without it the command runs on the first node. For another one this machine needs the certificate
@@ -120,18 +127,23 @@ def main(words: list[str]) -> int:
 
     :param words: its arguments.
     """
-    return guarded("--via", lambda: _run(words))
+    name = "--cable" if _cable_in(words) else "--via"
+    return guarded(name, lambda: _run(words))
 
 
 def _run(words: list[str]) -> int:
     at = _command_at(words)
-    parser = Parser("--via HOST and a COMMAND are needed")
-    parser.add_argument("--via", type=a_word)
+    parser = Parser("--via HOST, or --cable, and a COMMAND are needed")
+    first = parser.add_mutually_exclusive_group()
+    first.add_argument("--via", type=a_word)
+    first.add_argument("--cable", nargs="?", const="", type=str)
     parser.add_argument("--node", type=a_word)
     parser.add_argument("--operator", type=a_word)
     parser.add_argument("--folder", type=a_path, default=chosen_folder())
     args = parser.parse_args(words[:at])
     rest = words[at:]
+    if args.cable is not None and not rest:
+        return _list_cables(args.cable or None)
     if not rest or rest[0] in {"help", "-h", "--help"}:
         sys.stdout.write(HELP)
         return OK
@@ -141,9 +153,12 @@ def _run(words: list[str]) -> int:
             raise UsageError(f"--node {node} and {rest[1]} are two nodes, and one is needed")
         node, rest = rest[1], [rest[0], *rest[2:]]
     operator = cache(partial(_operator, args.folder, args.operator))
-    if args.via is None:
-        raise UsageError("--via HOST tells where the command runs")
-    target = Target(partial(ways.chosen, args.via), node, operator)
+    if args.via is None and args.cable is None:
+        raise UsageError("--via HOST, or --cable, tells where the command runs")
+    way: Callable[[], Way] = partial(ways.chosen, args.via)
+    if args.cable is not None:
+        way = partial(ways.by_cable, args.cable or None, args.folder)
+    target = Target(way, node, operator)
     if rest[0] in member.PROGRAMS:
         if node is not None:
             raise UsageError(f"{rest[0]} is a member like any other, and runs here, not on {node}")
@@ -154,11 +169,30 @@ def _run(words: list[str]) -> int:
 
 
 def _command_at(words: list[str]) -> int:
-    """Return where the command begins: behind options, each of which has a value."""
+    """Return where the command begins: behind options, each of which has a value. That of --cable
+    may be missing, and is no command."""
     at = 0
     while at < len(words) and words[at].startswith("--"):
-        at += 1 if "=" in words[at] or words[at] == "--help" else 2
+        alone = "=" in words[at] or words[at] == "--help"
+        if words[at] == "--cable":
+            alone = not (at + 1 < len(words) and reach.is_device(words[at + 1]))
+        at += 1 if alone else 2
     return min(at, len(words))
+
+
+def _cable_in(words: list[str]) -> bool:
+    """Return whether the way is a cable."""
+    return any(word.partition("=")[0] == "--cable" for word in words[: _command_at(words)])
+
+
+def _list_cables(node: str | None) -> int:
+    """Show the devices that answer."""
+    found = find.search()
+    if node is not None or not found:
+        found = [reach.chosen(found, node)]
+    for device in found:
+        print(f"{device.name}  {device.host}  {device.version}".rstrip())
+    return OK
 
 
 def _operator(folder: Path, name: str | None) -> Operator:
