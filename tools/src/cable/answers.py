@@ -49,9 +49,9 @@ def read(packet: bytes, sender: IPv6Address, interface: str) -> list[Device]:
     """
     if len(packet) > MOST_BYTES or not packet[2:3] or not packet[2] & 0x80 or not _usable(sender):
         return []
-    from zeroconf import (
+    from zeroconf import (  # type: ignore[attr-defined]
         DNSAddress,
-        DNSIncoming,  # type: ignore[attr-defined]  # public, by its guide
+        DNSIncoming,
         DNSPointer,
         DNSService,
         DNSText,

@@ -125,7 +125,7 @@ class _Asking:
                 "no-cable",
                 "no wired interface of this machine is up and has an IPv6 link-local address"
                 + (f" (there are {', '.join(self._names)})" if self._names else "")
-                + ". Plug the cable in. NetworkManager gives up where no server gives it an address: "
+                + ". Plug the cable in. NetworkManager gives up where no server gives an address: "
                 "`nmcli connection modify NAME ipv4.method link-local ipv6.method link-local`",
             )
 

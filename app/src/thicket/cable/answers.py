@@ -3,8 +3,8 @@
 
 A laptop then finds every device of a switch, and ``ssh root@n-....local`` works where its resolver
 asks by multicast. The node only answers and announces. It asks nothing and keeps nothing of what
-others say. It does not give way to one who claims its name, which is made of its identity and nobody
-else's: whoever is on the cable could hide it otherwise. Who it is, its host key proves.
+others say. It does not give way to one who claims its name, which is made of its identity and
+nobody else's: whoever is on the cable could hide it otherwise. Who it is, its host key proves.
 """
 
 from __future__ import annotations

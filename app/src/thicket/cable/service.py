@@ -36,6 +36,8 @@ class Cables:
     :param sysfs: where sysfs is mounted.
     :param use: told the names of the cables when they change; it lets people in there.
     :param bring_up: gives them link-local addresses; told when one is new.
+    :ivar answering: those on which the node can be found.
+    :ivar dropped: packets that were none of its business, by reason.
     """
 
     def __init__(
@@ -56,7 +58,8 @@ class Cables:
         self._bring_up = bring_up
         self._names: tuple[str, ...] = ()
         self._ends: dict[Link, asyncio.Task[None]] = {}
-        self._dropped = counted()
+        self.answering: set[Link] = set()
+        self.dropped = counted()
 
     def snapshot(self) -> list[dict[str, Any]]:
         """Return the part ``cables`` of the status document."""
@@ -65,6 +68,7 @@ class Cables:
             {
                 "interface": name,
                 "plugged": links.plugged(self._sysfs, name),
+                "found": ends.get(name) in self.answering,
                 "addresses": [str(one) for one in ends[name].addresses] if name in ends else [],
             }
             for name in self._names
@@ -102,6 +106,11 @@ class Cables:
         for link in found - self._ends.keys():
             self._ends[link] = asyncio.create_task(self._serve(link))
 
+    def _found(self, link: Link) -> None:
+        """The node can be found on a cable now."""
+        self.answering.add(link)
+        self._problems.clear_one("cable", "not-answering", link.name)
+
     async def _serve(self, link: Link) -> None:
         """Answer on one cable until cancelled; failures are retried."""
         pauses = Backoff(*PAUSES, settled=PAUSES[-1])
@@ -115,11 +124,13 @@ class Cables:
                     self._hostname,
                     self._properties,
                     link,
-                    self._dropped,
-                    lambda: self._problems.clear_one("cable", "not-answering", link.name),
+                    self.dropped,
+                    lambda: self._found(link),
                 )
             except (ThicketError, OSError, ImportError) as e:
                 why = str(e) or type(e).__name__
+            finally:
+                self.answering.discard(link)
             message = (
                 f"cannot be found by name on {link.name}: {why}; trying again. Meanwhile: ssh "
                 f"root@{link.ipv6}%INTERFACE"
