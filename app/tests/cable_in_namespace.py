@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node's cables in a network namespace of their own, for test_cable.py.
 
-Run as ``python cable_in_namespace.py FOLDER HOSTNAME``. It leaves the network first and says "ready";
-the test then gives it an interface named eth0 and answers with a line. From then on it prints its
-status as a line of JSON whenever that changes. FOLDER stands for the node's root: sysfs in it calls
-eth0 a cable, as the kernel does of hardware and not of the wires of tests.
+Run as ``python cable_in_namespace.py FOLDER HOSTNAME``. It leaves the network first and says
+"ready"; the test then gives it an interface named eth0 and answers with a line. From then on it
+prints its status as a line of JSON whenever that changes. FOLDER stands for the node's root: sysfs
+in it calls eth0 a cable, as the kernel does of hardware and not of the wires of tests. A control
+socket is there for the agent that enrolls it.
 """
 
 import asyncio
@@ -12,13 +13,16 @@ import contextlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import network_namespace
 
+from thicket.base.paths import Paths
 from thicket.base.problems import Problems
 from thicket.cable import service
+from thicket.control.server import Handler, Server
 
 
 def look(folder: Path) -> None:
@@ -57,6 +61,11 @@ async def serve(folder: Path, hostname: str) -> None:
         bring_up=bring_up,
     )
     task = asyncio.create_task(cables.run())
+    paths = Paths(str(folder))
+    Path(paths.run).mkdir(parents=True, exist_ok=True)
+    control = asyncio.create_task(
+        Server(paths.control, {"status": status(folder, hostname), "reload": reload}).run()
+    )
     said = ""
     while not task.done():
         with contextlib.suppress(OSError):
@@ -74,6 +83,28 @@ async def serve(folder: Path, hostname: str) -> None:
         said = words
         await asyncio.sleep(0.05)
     task.result()
+    control.cancel()
+
+
+def status(folder: Path, hostname: str) -> Handler:
+    """As of a daemon: who it is, and the fleet that it is in once it has certificates."""
+
+    async def answer(_: dict[str, Any]) -> dict[str, Any]:
+        root = folder / "root"
+        enrolled = (folder / "data/thicket/device.pem").exists()
+        return {
+            "identity": {"source": "board", "id": hostname[2:], "serial": None, "chip": None},
+            "trust": {
+                "root": root.read_text() if root.exists() else None,
+                "device": "software" if enrolled else None,
+            },
+        }
+
+    return answer
+
+
+async def reload(_: dict[str, Any]) -> dict[str, Any]:
+    return {"faults": [], "changed": [], "later": [], "source": "x"}
 
 
 network_namespace.unshare_network()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""thicket.cable: which interfaces are cables, and nodes on a switch that others find by their names.
+"""thicket.cable: which interfaces are cables, and nodes on a switch that others find by their name.
 
-The nodes are in network namespaces of their own, on a bridge; what looks for them is python-zeroconf
-of the engineer's desk, and avahi, which is nobody's of ours.
+The nodes are in network namespaces of their own, on a bridge; what looks for them is the engineer's
+desk, and avahi, which is nobody's of ours.
 """
 
 import json
@@ -14,10 +14,11 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ import network_namespace
 import pytest
 from patience import PATIENCE
 
+from authority.authority import Authority
+from authority.cli import main as ca_main
 from cable import find
+from remote.cli import main as remote_main
 from thicket.cable import links
 from thicket.discovery.questions import browse
 
@@ -94,7 +98,7 @@ class TestWhichAreCables:
 
 
 class Node:
-    """A node with one cable, in its own namespace; :meth:`until` waits for what its status shows."""
+    """A node with one cable, in its own namespace; :meth:`until` waits for what it shows."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self.name = f"n-6f44e3c6b8{number:02x}"
@@ -242,7 +246,9 @@ def test_the_mesh_hears_nothing_of_it(tmp_path: Path) -> None:
             "time.sleep(999)"
         )
         # somebody of the node has joined the group there, as its DNS-SD of the mesh does
-        with subprocess.Popen([*there, sys.executable, "-c", join], stdout=subprocess.PIPE) as beside:
+        with subprocess.Popen(
+            [*there, sys.executable, "-c", join], stdout=subprocess.PIPE
+        ) as beside:
             assert beside.stdout is not None
             assert beside.stdout.readline() == b"joined\n"
             before = sum(node.status["dropped"].values())
@@ -306,10 +312,12 @@ def test_a_liar_on_the_cable(tmp_path: Path) -> None:
 # -- software of others
 
 
-AVAHI = [shutil.which(one) for one in ("avahi-daemon", "avahi-browse", "avahi-resolve", "dbus-daemon")]
+AVAHI = [
+    shutil.which(one) for one in ("avahi-daemon", "avahi-browse", "avahi-resolve", "dbus-daemon")
+]
 BUS = """<busconfig><listen>unix:path={path}</listen><auth>EXTERNAL</auth>
-<policy context="default"><allow send_destination="*"/><allow eavesdrop="true"/><allow own="*"/>
-<allow receive_type="method_call"/><allow user="*"/></policy></busconfig>
+<policy context="default"><allow send_destination="*" eavesdrop="true"/>
+<allow eavesdrop="true"/><allow own="*"/></policy></busconfig>
 """
 CONFIG = """[server]
 use-ipv4=yes
@@ -349,36 +357,166 @@ def test_avahi_resolves_and_finds_them(tmp_path: Path) -> None:
                     running.append(
                         subprocess.Popen(command, env=environment, stdout=log, stderr=log)
                     )
-                until_there(tmp_path / "bus", tmp_path / "avahi.log")
+                until_there(tmp_path / "bus", running[0], tmp_path / "avahi.log")
+
+            def resolve(command: list[str], wanted: str) -> str:
+                """Return what a program says, once that is in it."""
+                deadline = time.monotonic() + PATIENCE
+                while True:
+                    done = subprocess.run(
+                        ["timeout", "10", *command],
+                        env=environment, capture_output=True, text=True, check=False,
+                    )  # fmt: skip
+                    if wanted in done.stdout:
+                        return done.stdout
+                    said = f"{wanted}: {done.stdout} {done.stderr}"
+                    log = (tmp_path / "avahi.log").read_text()
+                    assert running[1].poll() is None, log
+                    assert time.monotonic() < deadline, said + log
+                    time.sleep(0.2)
+
             for node in nodes:
                 host = f"{node.name}.local"
                 number = int(node.name[-2:], 16)
                 for kind, wanted in (("-6", str(node.address())), ("-4", f"169.254.7.{number}")):
-                    resolved(["avahi-resolve", kind, "-n", host], f"{host}\t{wanted}", environment)
+                    resolve(["avahi-resolve", kind, "-n", host], f"{host}\t{wanted}")
             browse_all = ["avahi-browse", "-prt", "_ssh._tcp"]
             for node in nodes:
-                text = resolved(browse_all, f"{node.name}.local;{node.address()};22;", environment)
-                assert '"version=1.2.3"' in text
+                text = resolve(browse_all, f";{node.name}.local;")
+                (line, *_) = [one for one in text.splitlines() if f";{node.name}.local;" in one]
+                address, port, said = line.split(";")[7:]
+                number = int(node.name[-2:], 16)
+                assert address in {str(node.address()), f"169.254.7.{number}"}
+                assert port == "22"
+                assert '"version=1.2.3"' in said
         finally:
             for process in reversed(running):
                 process.terminate()
                 process.wait()
 
 
-def until_there(path: Path, log: Path) -> None:
+def until_there(path: Path, maker: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + PATIENCE
     while not path.exists():
         assert time.monotonic() < deadline, log.read_text()
+        assert maker.poll() is None, log.read_text()
         time.sleep(0.05)
 
 
-def resolved(command: list[str], wanted: str, environment: dict[str, str]) -> str:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+# -- people get in, by ssh and the server of the image
+
+
+DROPBEAR = [
+    shutil.which(one) for one in ("dropbear", "dropbearkey", "ssh", "ssh-keygen", "nsenter")
+]
+needs_dropbear = pytest.mark.skipif(None in DROPBEAR, reason="needs dropbear-bin, openssh-client")
+
+
+class Door:
+    """The SSH server of a node. Its sessions run here, as root, with files of the node."""
+
+    def __init__(self, node: Node, key: str) -> None:
+        self.node = node
+        self.folder = node.folder
+        home = self.folder / "home"
+        (home / ".ssh").mkdir(parents=True, mode=0o700)
+        home.chmod(0o700)
+        (home / ".ssh/authorized_keys").write_text(key)
+        (home / ".ssh/authorized_keys").chmod(0o600)
+        (self.folder / "passwd").write_text(f"root:x:0:0:root:{home}:/bin/sh\n")
+        (self.folder / "data/thicket").mkdir(parents=True)
+        (self.folder / "bin").mkdir()
+        (self.folder / "bin/python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (self.folder / "bin/python3").chmod(0o755)
+        (self.folder / "session").write_text(
+            f"export PATH={self.folder}/bin:$PATH THICKET_ROOT={self.folder}\n"
+            'exec sh -c "$SSH_ORIGINAL_COMMAND"\n'
         )
-        if wanted in done.stdout:
-            return done.stdout
-        assert time.monotonic() < deadline, f"{wanted}: {done.stdout} {done.stderr}"
-        time.sleep(0.2)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def open(self) -> None:
+        """Start it, with another host key each time, as a new card has one."""
+        key = self.folder / "hostkey"
+        key.unlink(missing_ok=True)
+        made = ["dropbearkey", "-t", "ed25519", "-f", str(key)]
+        subprocess.run(made, check=True, capture_output=True)
+        script = (
+            f"mount --bind {self.folder}/passwd /etc/passwd && exec dropbear -F -E -e -s -p 22 "
+            f"-r {key} -P {self.folder}/pid -c 'sh {self.folder}/session'"
+        )
+        there = ["nsenter", "-t", str(self.node.process.pid), "-n"]
+        with (self.folder / "sshd.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*there, "unshare", "-m", "sh", "-c", script], stderr=log, stdout=log
+            )
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
+
+
+@needs_dropbear
+def test_a_bench_of_devices_is_enrolled_by_its_cables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = tmp_path / "id"
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
+    subprocess.run(command, check=True)
+    (tmp_path / "bin").mkdir()
+    wrapper = f'#!/bin/sh\nexec {shutil.which("ssh")} -F none -i {key} -o IdentitiesOnly=yes "$@"\n'
+    (tmp_path / "bin/ssh").write_text(wrapper)
+    (tmp_path / "bin/ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("THICKET_CA", str(tmp_path / "fleet"))
+    sources = (app_source(), str(Path(find.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", ":".join(sources))
+    ca = Authority(tmp_path / "fleet", lambda _: "")
+    ca.init("acme", IPv6Network("fd12:3456:789a:1::/64"), lab=True)
+    with short_folder() as folder, bench(folder, NODES) as nodes:
+        doors = [Door(node, key.with_suffix(".pub").read_text()) for node in nodes]
+        try:
+            for door in doors:
+                (door.folder / "root").write_text(ca.fleet.identifier.hex())
+            for door in doors[:-1]:
+                door.open()
+            # the last one's server does not run: the others are enrolled all the same
+            assert ca_main(["enroll", "--cable", "--yes"]) == 1
+            said = capsys.readouterr().out
+            for number, node in enumerate(nodes[:-1], 1):
+                device = f"software-board-{node.name[2:]}"
+                assert f"[{number}/{NODES}] {node.name} enrolled as {device}" in said
+                assert device in ca.list()["devices"]
+                assert (node.folder / "data/thicket/device.pem").exists()
+            assert f"BAD  {nodes[-1].name}  not enrolled: " in said
+            assert f"{NODES - 1} of {NODES} devices are enrolled." in said
+            # once more: what is done is done, and one that is plugged in late is taken
+            doors[-1].open()
+            assert ca_main(["enroll", "--cable", "--yes"]) == 0
+            said = capsys.readouterr().out
+            assert said.count("is enrolled already") == 2 * (NODES - 1)
+            assert f"{nodes[-1].name} enrolled as software-board-" in said
+            # a known name with another host key: a new card, or somebody else
+            doors[0].close()
+            doors[0].open()
+            assert ca_main(["enroll", "--cable", nodes[0].name, "--yes"]) == 1
+            printed = capsys.readouterr()
+            assert f"ssh-keygen -R {nodes[0].name} -f" in printed.out
+            assert remote_main(["--cable"]) == 0
+            assert all(node.name in capsys.readouterr().out for node in nodes[:1])
+            assert remote_main(["--cable", "status"]) == 1
+            assert f"{NODES} devices answer; name one" in capsys.readouterr().err
+        finally:
+            for door in doors:
+                door.close()
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A folder whose name leaves room for those of sockets."""
+    with tempfile.TemporaryDirectory(prefix="t") as name:
+        yield Path(name)
+
+
+def app_source() -> str:
+    return str(Path(links.__file__).parents[2])

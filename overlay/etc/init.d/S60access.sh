@@ -16,7 +16,7 @@ if [ -s /data/ssh/authorized_keys ] && [ -x /usr/sbin/dropbear ]; then
 		add_line ssh '::respawn:/usr/lib/thicket/sshd'
 		if [ ! -e /data/ssh/no-cable ]; then
 			: >/run/thicket/cable
-			/usr/lib/thicket/cable up </dev/null >/dev/null 2>&1 &
+			(exec /usr/lib/thicket/cable up </dev/null >/dev/null 2>&1) &
 		fi
 	else
 		say 3 "SSH: the kept keys cannot be read; it stays closed until the daemon has its configuration"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -21,6 +22,7 @@ from cable.answers import Device
 from cable.errors import CableError
 from thicket.base.errors import ThicketError
 from thicket.cli.common import BAD, OK, UsageError
+from thicket.identity.bus import BusFaultError
 from thicket.trust.certificates import pem
 from thicket.trust.fleet import device_name
 
@@ -35,12 +37,14 @@ class Result(NamedTuple):
     """What became of one device.
 
     :ivar good: it is enrolled now.
-    :ivar text: for people; what was done, or what to do.
+    :ivar text: what was done, or why not.
+    :ivar advice: what a person can do.
     """
 
     device: Device
     good: bool
     text: str
+    advice: str = ""
 
 
 def run(authority: Authority, rest: list[str]) -> int:
@@ -56,12 +60,14 @@ def run(authority: Authority, rest: list[str]) -> int:
     if not args.yes and not sys.stdin.isatty():
         raise UsageError("without a terminal to ask at, enroll --cable needs --yes")
     bench = _Bench(authority, args.cable, replace=args.replace)
-    bench.enroll(bench.new(), ask=not args.yes)
-    while args.watch:
-        try:
+    if not args.watch:
+        bench.enroll(bench.new(), ask=not args.yes)
+        return bench.end()
+    print("Plug devices in, one after the other or many at once; Ctrl-C ends.", flush=True)
+    with suppress(KeyboardInterrupt):  # Ctrl-C: what was done is told
+        while True:
             bench.wait(ask=not args.yes)
-        except KeyboardInterrupt:
-            break
+    print()
     return bench.end()
 
 
@@ -158,6 +164,8 @@ class _Bench:
             began = time.monotonic()
             result = self._results[name] = self._one(devices)
             print(f"{result.text}  ({time.monotonic() - began:.0f} s)", flush=True)
+            if result.advice:
+                print(f"    {result.advice}", flush=True)
 
     def _agreed(self, number: int) -> bool:
         fleet = self._authority.fleet.name
@@ -169,17 +177,20 @@ class _Bench:
         device, folder = devices[0], self._authority.folder
         if len(devices) > 1 and not reach.known(device, folder):
             there = ", ".join(one.host for one in devices)
-            text = (
-                f"not enrolled: it answers at {there}: several cables to one device, or somebody "
-                "else who says that he is it. Leave one cable, or name the place"
+            return Result(
+                device,
+                False,
+                f"not enrolled: it answers at {there}",
+                "These are several cables to one device, or somebody else says that he is it. "
+                "Leave one cable, or name the place",
             )
-            return Result(device, False, text)
         start = partial(_agent, device, reach.options(device, folder))
         try:
             return Result(device, True, enroll(self._authority, start, replace=self._replace))
+        except BusFaultError as error:  # ssh has ended, and has said why
+            return Result(device, False, f"not enrolled: {error}", reach.advice(device, folder))
         except (ThicketError, OSError) as error:
-            text = f"not enrolled: {error}. {reach.advice(device, folder)}"
-            return Result(device, False, text)
+            return Result(device, False, f"not enrolled: {error}")
 
     def wait(self, *, ask: bool) -> None:
         """Look once for devices that were plugged in, and enrol them."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
@@ -28,20 +29,23 @@ MOST_DEVICES: Final = 512
 MOST_PACKETS: Final = 4096
 """Bounds for what a search takes in; who floods it is told of, not believed."""
 _MULTICAST_ALL: Final = 29  # IPV6_MULTICAST_ALL of include/uapi/linux/in6.h
+_SIOCGIFFLAGS: Final = 0x8913  # include/uapi/linux/sockios.h
+_IFREQ: Final = struct.Struct("16sH22x")  # struct ifreq: name, flags
 _IFF_UP, _IFF_LOOPBACK, _IFF_POINTOPOINT, _IFF_MULTICAST = 0x1, 0x8, 0x10, 0x1000
 
 
 def interfaces(sysfs: Path = Path("/sys")) -> list[str]:
     """Return the interfaces at which a cable may be: up, of Ethernet's kind, and not wireless."""
     found = []
-    for _, name in socket.if_nameindex():
-        folder = sysfs / "class/net" / name
-        with suppress(OSError, ValueError):
-            flags = int((folder / "flags").read_text(), 16)
-            good = flags & _IFF_UP and flags & _IFF_MULTICAST
-            if good and not flags & (_IFF_LOOPBACK | _IFF_POINTOPOINT) and not _wireless(folder):
-                found.append(name)
-    return found
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # it has gone
+                answer = fcntl.ioctl(asked.fileno(), _SIOCGIFFLAGS, _IFREQ.pack(name.encode(), 0))
+                flags = _IFREQ.unpack(answer)[1]
+                wrong = flags & (_IFF_LOOPBACK | _IFF_POINTOPOINT)
+                if flags & _IFF_UP and flags & _IFF_MULTICAST and not wrong:
+                    found.append(name)
+    return [name for name in found if not _wireless(sysfs / "class/net" / name)]
 
 
 def _wireless(folder: Path) -> bool:
