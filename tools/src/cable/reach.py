@@ -35,7 +35,7 @@ def chosen(found: list[Device], node: str | None) -> Device:
     if not found:
         raise CableError(
             "no-device",
-            "no device answers on a cable. It takes some 20 s to start, and answers where its "
+            "no device answers on a cable. It may take a minute to start, and answers where its "
             "configuration names an SSH key (`thicket ca config`) and access.cable is not false",
         )
     fit = found if node is None else [one for one in found if _is(one, node)]

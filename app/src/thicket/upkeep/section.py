@@ -107,7 +107,7 @@ class AccessSection(Section, name="access"):
     cable = Boolean(
         True,
         "Where there are SSH keys: let them in at wired interfaces, too, for the first contact by "
-        "one cable (Ethernet, an adapter, a USB gadget). The node has link-local addresses there "
+        "one cable. The node has link-local addresses there "
         "and tells its name by multicast DNS (`n-....local`); nothing else is open, and nothing "
         "is forwarded.",
     )
