@@ -29,6 +29,7 @@ from patience import PATIENCE
 from authority.authority import Authority
 from authority.cli import main as ca_main
 from cable import find
+from cable.answers import SERVICE
 from remote.cli import main as remote_main
 from thicket.cable import links
 from thicket.discovery.questions import browse
@@ -256,7 +257,7 @@ def test_the_mesh_hears_nothing_of_it(tmp_path: Path) -> None:
             with socket_at("mesh1") as other, suppress(TimeoutError):
                 other.settimeout(2.0)
                 for _ in range(5):
-                    send(other, browse(find.SERVICE, []))
+                    send(other, browse(SERVICE, []))
                     send(other, b"rubbish")
                 answer = other.recv(9000)
                 raise AssertionError(f"the node answers on its mesh: {answer!r}")
@@ -276,14 +277,14 @@ def record(owner: bytes, kind: int, data: bytes) -> bytes:
 def lies(number: int, draw: random.Random) -> bytes:
     """A packet of somebody who wants to do harm."""
     host = f"n-{draw.randrange(1 << 48):012x}"
-    service = name(f"{host}.{find.SERVICE}")
-    pointer = record(name(find.SERVICE), 12, service)
+    service = name(f"{host}.{SERVICE}")
+    pointer = record(name(SERVICE), 12, service)
     header = struct.pack("!HHHHHH", 0, 0x8400, 0, draw.choice((1, 1, 9, 65535)), 0, 0)
     return [
         # a name that leads to itself, and two that lead to each other (RFC 1035 4.1.4)
         header + record(b"\xc0\x0c", 12, b"\xc0\x0c"),
         header + record(b"\x01a\xc0\x10\x01b\xc0\x0c", 12, b"\xc0\x0e"),
-        header + record(name(find.SERVICE), 12, name("n-\x1b[2Jevil.local")),
+        header + record(name(SERVICE), 12, name("n-\x1b[2Jevil.local")),
         header + pointer[: draw.randrange(len(pointer))],
         header + draw.randbytes(draw.randrange(1400)),
         header + record(name(f"{host}.local"), 28, draw.randbytes(draw.randrange(20))) + pointer,
@@ -426,8 +427,9 @@ class Door:
         (self.folder / "passwd").write_text(f"root:x:0:0:root:{home}:/bin/sh\n")
         (self.folder / "data/thicket").mkdir(parents=True)
         (self.folder / "bin").mkdir()
-        (self.folder / "bin/python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-        (self.folder / "bin/python3").chmod(0o755)
+        python = self.folder / "bin" / "python3"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
         (self.folder / "session").write_text(
             f"export PATH={self.folder}/bin:$PATH THICKET_ROOT={self.folder}\n"
             'exec sh -c "$SSH_ORIGINAL_COMMAND"\n'

@@ -39,7 +39,7 @@ def packet(
     service: str = SERVICE,
 ) -> bytes:
     """An answer as a device gives it, by the library that it has."""
-    from zeroconf import DNSOutgoing, ServiceInfo
+    from zeroconf import DNSOutgoing, ServiceInfo  # type: ignore[attr-defined]
 
     info = ServiceInfo(
         service,
@@ -292,7 +292,7 @@ class TestBench:
             except StopIteration:
                 raise KeyboardInterrupt from None
 
-        monkeypatch.setattr(bench.time, "sleep", sleep)
+        monkeypatch.setattr("authority.bench.time.sleep", sleep)
         assert ca_main(["enroll", "--cable", "--yes", "--watch"]) == 0
         assert enrolled == [ONE.name, "n-6f44e3c6b803"]
         assert "2 of 2 devices are enrolled." in capsys.readouterr().out

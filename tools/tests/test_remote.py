@@ -57,7 +57,7 @@ def test_ways() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["status"], "--via HOST tells"),
+        (["status"], "--via HOST, or --cable, tells"),
         (["--via"], "--via needs a value"),
         (["--via", "h", "--lab", "x", "status"], "--lab"),
         (["--via", "h", "--node", "a", "status", "b"], "two nodes"),
