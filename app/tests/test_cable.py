@@ -7,6 +7,7 @@ desk, and avahi, which is nobody's of ours.
 
 import json
 import os
+import pwd
 import random
 import selectors
 import shutil
@@ -331,7 +332,16 @@ disable-publishing=yes
 """
 
 
-@pytest.mark.skipif(None in AVAHI, reason="needs avahi-daemon, avahi-utils and dbus-daemon")
+def no_avahi() -> str:
+    """Return what is missing for it."""
+    try:
+        pwd.getpwnam("avahi")
+    except KeyError:
+        return "needs avahi-daemon, which brings the user avahi"
+    return "needs avahi-utils and dbus-daemon" if None in AVAHI else ""
+
+
+@pytest.mark.skipif(bool(no_avahi()), reason=no_avahi())
 def test_avahi_resolves_and_finds_them(tmp_path: Path) -> None:
     with bench(tmp_path, 2) as nodes:
         network_namespace.ip("address add 169.254.99.1/16 dev bench0")
