@@ -18,6 +18,7 @@ NODE = TREE / "app/src"
 SOURCES = {
     "thicket": NODE,
     "authority": TREE / "tools/src",
+    "cable": TREE / "tools/src",
     "firmware": TREE / "tools/src",
     "host": TREE / "tools/src",
     "remote": TREE / "tools/src",
@@ -36,6 +37,7 @@ FLOORS = (
     {"discovery"},
     {"trust"},
     {
+        "cable",
         "cluster",
         "firewall",
         "applications",
@@ -55,11 +57,12 @@ JUDGES_OF_VALUES = {"thicket.radio.countries", "thicket.radio.country_names"}
 #: Packages beside the node's, and the others of ours that each may import.
 DESKS = {
     "thicket": set(),
-    "authority": {"thicket", "host"},
+    "authority": {"thicket", "host", "cable"},
+    "cable": {"thicket"},
     "firmware": {"thicket", "host", "authority"},
     "host": set(),
     "web": {"thicket", "host"},
-    "remote": {"thicket", "authority", "host", "web"},
+    "remote": {"thicket", "authority", "host", "cable", "web"},
     "meshlab": {"thicket", "authority", "firmware", "host", "remote", "web"},
 }
 

@@ -46,6 +46,33 @@ def inittab(paths: Paths) -> str:
     return Path(paths.root + "/etc/inittab").read_text()
 
 
+class TestCable:
+    """What scripts read: whether wired interfaces are brought up, now and at the next start."""
+
+    @pytest.mark.parametrize(
+        ("values", "now", "closed"),
+        [
+            ({}, False, False),
+            ({"ssh_keys": KEY}, True, False),
+            ({"ssh_keys": KEY, "cable": False}, False, True),
+            ({"cable": False}, False, False),
+        ],
+    )
+    def test_it_is_open_where_a_key_may_log_in(
+        self,
+        paths: Paths,
+        killed: list[tuple[int, int]],
+        values: dict[str, object],
+        now: bool,
+        closed: bool,
+    ) -> None:
+        for before in ({}, {"ssh_keys": KEY}, {"ssh_keys": KEY, "cable": False}):
+            follow(paths, **before)
+            assert follow(paths, **values) == []
+            assert (Path(paths.run) / "cable").exists() is now
+            assert (Path(paths.data) / "ssh/no-cable").exists() is closed
+
+
 class TestSsh:
     def test_opens_for_keys(self, paths: Paths, killed: list[tuple[int, int]]) -> None:
         assert follow(paths, ssh_keys=KEY) == []

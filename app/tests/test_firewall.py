@@ -78,12 +78,25 @@ class TestRules:
         assert "hook input priority filter; policy drop;" in chain(text, "input")
         for name in ("input", "mesh", "forward"):
             assert re.search(r"counter name \w+ drop$", chain(text, name)), name
+        assert set(re.findall(r"counter name (\w+)", text)) == set(REASONS) - {"cable_flood"}
+        text = ruleset(made(access={"ssh_keys": "key"}), "mesh0", frozenset({"eth0"}))
+        assert re.search(r"counter name \w+ drop$", chain(text, "cable"))
         assert set(re.findall(r"counter name (\w+)", text)) == set(REASONS)
 
     def test_nothing_is_open_on_another_interface(self) -> None:
         text = ruleset(made(access={"ssh_keys": "key"}), "mesh7")
         assert 'iifname "mesh7" goto mesh' in chain(text, "input")
         assert "dport" not in chain(text, "input")
+
+    def test_a_cable_is_open_where_a_key_may_log_in(self) -> None:
+        cables, keys = frozenset({"eth0", "usb0"}), {"ssh_keys": "key"}
+        text = ruleset(made(access=keys), "mesh0", cables)
+        assert 'iifname { "eth0", "usb0" } goto cable' in chain(text, "input")
+        without = ruleset(made(access=keys), "mesh0")
+        for name in ("early", "mdns", "beacons", "neighbours", "mesh", "connections", "forward"):
+            assert chain(text, name) == chain(without, name), "what concerns the mesh is as it was"
+        for closed in (made(), made(access={**keys, "cable": False})):
+            assert ruleset(closed, "mesh0", cables) == ruleset(closed, "mesh0")
 
     def test_ports_of_applications(self) -> None:
         allow = Ports((), "").check(["udp/5000", "tcp/80-90", "tcp/8080"])
@@ -272,6 +285,38 @@ def drain(s: socket.socket) -> list[tuple[bytes, str]]:
         found.append((payload, source[0]))
 
 
+def link_local(interface: str) -> str:
+    """Wait for the address that the kernel gives when both ends are up."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        shown = network_namespace.ip(f"address show {interface}")
+        if found := re.findall(r"inet6 (fe80\S+)/64", shown):
+            return str(found[0])
+        assert time.monotonic() < deadline, shown
+        time.sleep(0.01)
+
+
+def _both(port: int) -> socket.socket:
+    """A server of both versions of IP."""
+    return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+
+
+def _call(to: tuple[Any, ...]) -> socket.socket:
+    s = socket.socket(socket.AF_INET6 if ":" in to[0] else socket.AF_INET)
+    s.setblocking(False)
+    assert s.connect_ex(to) in {0, 115}  # EINPROGRESS
+    return s
+
+
+async def _connected(s: socket.socket) -> None:
+    while True:
+        with selectors.DefaultSelector() as selector:
+            selector.register(s, selectors.EVENT_WRITE)
+            if selector.select(0):
+                return
+        await asyncio.sleep(0.02)
+
+
 class TestInForce:
     @pytest.mark.parametrize("places", [("eth9", "mesh", "192.0.2.7"), ("fd12::7", NODE)])
     async def test_a_stranger_reaches_what_is_served_and_nothing_else(
@@ -322,6 +367,111 @@ class TestInForce:
 
             await until(answered, "a ping is answered")
             for s in [*servers, *udp.values(), *callers.values(), sender, echo]:
+                s.close()
+
+    async def test_a_cable_lets_in_ssh_and_questions_for_the_name(
+        self, wire: Wire, tmp_path: Path
+    ) -> None:
+        """And nothing of it is a way to the mesh, or to the address that the node has there."""
+        there = f"/proc/{os.getpid()}/fd/{wire.stranger}"
+        network_namespace.ip(f"link add eth0 type veth peer name lap0 netns {there}")
+        network_namespace.up("eth0")
+        network_namespace.ip("address add 169.254.1.1/16 dev eth0")
+        for version in ("ipv4", "ipv6"):
+            # as if somebody had let the node be a router
+            Path(f"/proc/sys/net/{version}/conf/all/forwarding").write_text("1")
+        with wire.at_stranger():
+            network_namespace.up("lap0")
+        near = link_local("eth0")
+        with wire.at_stranger():
+            network_namespace.ip("address add 169.254.1.2/16 dev lap0")
+            # by the cable to the node's address in the mesh, and through the node
+            network_namespace.ip(f"route add {NODE}/128 via {near} dev lap0 metric 1")
+            network_namespace.ip(f"route add fd12:3456:789a:1::3/128 via {near} dev lap0 metric 1")
+            index = socket.if_nametoindex("lap0")
+        ports = [22, 23, 80, 4369, 9100, 9102, 9969]
+        settings = made(access={"ssh_keys": "key"}, trust={"root": "x"})
+        async with guarded(tmp_path, settings) as guard:
+            guard.firewall.use_cables(frozenset({"eth0"}))
+            await until(lambda: "goto cable" in guard.firewall._text, "the cable is let in")
+            servers = listeners(*ports)
+            servers += [socket.create_server(("169.254.1.1", port)) for port in (24, 25)]
+            servers.append(_both(26))
+            heard = {port: datagrams(port) for port in (5353, 123, 49999)}
+            callers: dict[tuple[str, int], socket.socket] = {}
+            with wire.at_stranger():
+                sender = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+                for port in ports:
+                    callers["link", port] = _call((near, port, 0, index))
+                    callers["mesh", port] = _call((NODE, port))
+                for port in (24, 25, 26):
+                    callers["ipv4", port] = _call(("169.254.1.1", port))
+                for port in heard:
+                    sender.sendto(b"hello", (near, port, 0, index))
+                sender.sendto(b"on", ("fd12:3456:789a:1::3", 9))
+                echo = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+                echo.setblocking(False)
+                echo.sendto(bytes((128, 0, 0, 0)) + b"\0\x07\0\x01ping", (near, 0, 0, index))
+
+            def reached() -> set[tuple[str, int]]:
+                with selectors.DefaultSelector() as selector:
+                    for what, s in callers.items():
+                        selector.register(s, selectors.EVENT_WRITE, what)
+                    return {key.data for key, _ in selector.select(0)}
+
+            await until(lambda: reached() == {("link", 22)}, "SSH answers")
+            await until(lambda: drain(heard[5353]), "a question for the name")
+            shut = len(callers) - 1 + 2 + 1
+            await until(lambda: guard.dropped("closed") >= shut, "all else was dropped")
+            await until(lambda: guard.dropped("forward") >= 1, "nothing goes through")
+            assert reached() == {("link", 22)}
+            assert [drain(heard[port]) for port in (123, 49999)] == [[], []]
+            assert not any(payload[0] == 129 for payload, _ in drain(echo))
+            assert guard.codes() == []
+            # the same node is open at its mesh as ever
+            with wire.at_stranger():
+                network_namespace.ip(f"route del {NODE}/128 dev lap0")
+                mesh = _call((NODE, 4369))
+            await asyncio.wait_for(_connected(mesh), PATIENCE)
+            # and shut again without the cable, also for who is in
+            guard.firewall.use_cables(frozenset())
+            await until(lambda: "goto cable" not in guard.firewall._text, "the cable is shut")
+            with wire.at_stranger():
+                last = _call((near, 22, 0, index))
+            before = guard.dropped("closed")
+            await until(lambda: guard.dropped("closed") > before, "SSH is shut")
+            for s in [*servers, *heard.values(), *callers.values(), sender, echo, mesh, last]:
+                s.close()
+
+    async def test_a_flood_by_cable_is_cut_off_and_the_mesh_goes_on(
+        self, wire: Wire, tmp_path: Path
+    ) -> None:
+        there = f"/proc/{os.getpid()}/fd/{wire.stranger}"
+        network_namespace.ip(f"link add eth0 type veth peer name lap0 netns {there}")
+        network_namespace.up("eth0")
+        with wire.at_stranger():
+            network_namespace.up("lap0")
+            index = socket.if_nametoindex("lap0")
+            sender = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+            link_local("lap0")
+        near = link_local("eth0")
+        (tmp_path / "run/thicket").mkdir(parents=True)
+        (tmp_path / "run/thicket/cables").write_text("eth0\n")  # as the start's script leaves it
+        async with guarded(tmp_path, made(access={"ssh_keys": "key"})) as guard:
+            began = time.monotonic()
+            heard = datagrams(5353)
+            for _ in range(20):
+                for _ in range(500):
+                    sender.sendto(b"flood", (near, 5353, 0, index))
+                await asyncio.sleep(0)
+            elapsed = time.monotonic() - began
+            await until(lambda: guard.dropped("cable_flood") > 5000, "it is cut off")
+            assert 0 < len(drain(heard)) <= 200 + 100 * elapsed + 1
+            (server,) = listeners(4369)
+            with wire.at_stranger():
+                mesh = _call((NODE, 4369))
+            await asyncio.wait_for(_connected(mesh), PATIENCE)
+            for s in (server, mesh, heard, sender):
                 s.close()
 
     async def test_the_node_itself_reaches_everything(self, wire: Wire, tmp_path: Path) -> None:

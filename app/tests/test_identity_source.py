@@ -13,7 +13,7 @@ import pytest
 from emulated_bus import EmulatedBus, Time
 from patience import PATIENCE
 
-from authority import cli
+from authority import chips
 from meshlab.chip.atecc608 import Atecc608
 from meshlab.chip.state import serial_for
 from thicket.identity import source as source_module
@@ -405,4 +405,4 @@ async def test_another_device_at_such_an_address_is_named_and_told_nothing_but_t
 
 @pytest.mark.parametrize("address", [0x60, 0x36, 0x58])
 def test_enrolment_finds_the_chip_without_being_told_its_address(address: int) -> None:
-    assert cli.chip_on(EmulatedBus(chip_at(address), Time())).address == address
+    assert chips.chip_on(EmulatedBus(chip_at(address), Time())).address == address

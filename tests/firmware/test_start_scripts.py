@@ -17,6 +17,7 @@ import pytest
 from patience import PATIENCE
 
 from firmware import boards
+from thicket.cable import links
 from thicket.device import led
 
 OVERLAY = boards.ROOT / "overlay"
@@ -79,6 +80,11 @@ class Root:
         made = self.path / "bin" / name
         made.write_text(text)
         made.chmod(0o755)
+
+    def program_path(self, name: str) -> Path:
+        """Make a program that does nothing; return where it is."""
+        self.program(name, "#!/bin/sh\n")
+        return self.path / "bin" / name
 
     def device(self, bus: str, name: str, alias: str, *, driver: bool = False) -> None:
         made = self.path / "sys/bus" / bus / "devices" / name
@@ -652,3 +658,102 @@ clock_of_battery {tmp_path}/none
     assert (found.read_text().strip() if found.exists() else "") == set_to
     assert ("not believed" in done.stdout) == (told == "5000000000")
     assert done.stderr == ""
+
+
+class TestCable:
+    """Wired interfaces, brought up for a person who comes with a cable."""
+
+    @pytest.fixture
+    def cable(self, root: Root) -> Root:
+        for name in ("ifconfig", "zcip"):
+            root.program(name, f'#!/bin/sh\necho {name} "$@" >>{root.called}\n')
+        self.interface(root, "lo", 772)
+        self.interface(root, "eth0", 1, "device")
+        self.interface(root, "usb0", 1, "device")
+        self.interface(root, "mesh0", 1, "device", "phy80211")
+        self.interface(root, "br0", 1)
+        self.interface(root, "eth1", 1, "device", "master")
+        return root
+
+    @staticmethod
+    def interface(root: Root, name: str, kind: int, *signs: str) -> None:
+        folder = root.path / "sys/class/net" / name
+        folder.mkdir(parents=True)
+        (folder / "type").write_text(f"{kind}\n")
+        for sign in signs:
+            (folder / sign).mkdir()
+
+    @staticmethod
+    def run(root: Root, *words: str, **variables: str) -> int:
+        done = subprocess.run(
+            ["/bin/sh", str(root.path / "usr/lib/thicket/cable"), *words],
+            env={"PATH": "/usr/bin:/bin", **variables},
+            check=False,
+            timeout=PATIENCE,
+        )
+        return done.returncode
+
+    @staticmethod
+    def until(root: Root, *wanted: str) -> None:
+        """Wait for what was called; programs in the background are late."""
+        deadline = time.monotonic() + PATIENCE
+        while sorted(root.called.read_text().splitlines()) != sorted(wanted):
+            assert time.monotonic() < deadline, root.called.read_text()
+            time.sleep(0.02)
+
+    def test_all_that_are_there_and_nothing_else(self, cable: Root) -> None:
+        assert self.run(cable, "up") == 0
+        program = f"{cable.path}/usr/lib/thicket/cable"
+        up = ("ifconfig eth0 up", "ifconfig usb0 up")
+        self.until(cable, *up, f"zcip -f eth0 {program}", f"zcip -f usb0 {program}")
+        assert (cable.path / "run/thicket/cables").read_text() == "eth0\nusb0\n"
+        assert links.cables(str(cable.path / "sys")) == ("eth0", "usb0"), "as the daemon sees it"
+
+    def test_one_that_cannot_be_brought_up_does_not_stop_the_others(self, cable: Root) -> None:
+        cable.program("ifconfig", f'#!/bin/sh\necho "$@" >>{cable.called}\n[ "$1" != eth0 ]\n')
+        (cable.path / "bin/zcip").unlink()
+        assert self.run(cable, "up") == 1
+        self.until(cable, "eth0 up", "usb0 up")
+        assert (cable.path / "run/thicket/cables").read_text() == "eth0\nusb0\n"
+
+    def test_an_address_of_the_link_and_no_route(self, cable: Root) -> None:
+        there = {"interface": "eth0", "ip": "169.254.7.8"}
+        for action in ("init", "config", "deconfig"):
+            assert self.run(cable, action, "eth0", **there) == 0
+        self.until(
+            cable,
+            "ifconfig eth0 169.254.7.8 netmask 255.255.0.0 broadcast 169.254.255.255",
+            "ifconfig eth0 0.0.0.0",
+        )
+        assert self.run(cable, "other") == 2
+
+    @pytest.mark.parametrize("closed", [False, True])
+    def test_a_start_opens_them_where_ssh_is_open(self, cable: Root, closed: bool) -> None:
+        keys = cable.path / "data/ssh/authorized_keys"
+        keys.parent.mkdir(parents=True)
+        (cable.path / "sbin").mkdir()
+        keys.write_text("ssh-ed25519 AAAA\n")
+        if closed:
+            (cable.path / "data/ssh/no-cable").touch()
+        script = cable.path / "etc/init.d/S60access.sh"
+        server = cable.program_path("dropbear")
+        script.write_text(script.read_text().replace("/usr/sbin/dropbear", str(server)))
+        cable.source("S60access.sh", "add_line() { :; }; tell_init() { :; }; say() { :; }")
+        assert (cable.path / "run/thicket/cable").exists() is not closed
+        if not closed:
+            deadline = time.monotonic() + PATIENCE
+            while not (cable.path / "run/thicket/cables").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+    @pytest.mark.parametrize("wanted", [False, True])
+    def test_one_that_appears_later(self, cable: Root, wanted: bool) -> None:
+        if wanted:
+            (cable.path / "run/thicket/cable").touch()
+        subprocess.run(
+            ["/bin/sh", str(cable.path / "usr/lib/thicket/hotplug")],
+            env={"PATH": "/usr/bin:/bin", "ACTION": "add", "SUBSYSTEM": "net", "INTERFACE": "usb0"},
+            check=True,
+            timeout=PATIENCE,
+        )
+        assert (cable.path / "run/thicket/cables").exists() is wanted

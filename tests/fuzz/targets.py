@@ -2188,7 +2188,65 @@ def application_seeds() -> Iterator[bytes]:
         yield cms.sign(text, certificate, when, lambda _digest: signature("application"))
 
 
+# -- a cable
+
+
+def make_cable() -> Try:
+    """Multicast DNS at a cable: what a node takes up, and what the desk makes of answers."""
+    import asyncio
+
+    from cable import answers, reach
+    from thicket.discovery.gate import REASONS, QuestionGate
+    from thicket.discovery.questions import HEADER, MOST_BYTES, label
+
+    sender = IPv6Address("fe80::1")
+    taken: list[bytes] = []
+
+    class Inner(asyncio.DatagramProtocol):
+        def datagram_received(self, data: bytes, addr: object) -> None:
+            taken.append(data)
+
+    def one(data: bytes) -> None:
+        found = answers.read(data, sender, "eth0")
+        assert len(found) <= answers.MOST_IN_PACKET
+        for device in found:
+            assert reach.is_device(device.name)
+            assert device.address.is_link_local
+            assert device.version.isascii()
+            assert device.version.isprintable()
+        taken.clear()
+        dropped = dict.fromkeys(REASONS, 0)
+        gate = QuestionGate(Inner(), frozenset({label("n-6f44e3c6b802")}), dropped)
+        gate.datagram_received(data, ("fe80::1", 5353))
+        assert len(taken) + sum(dropped.values()) == 1
+        for packet in taken:
+            assert HEADER.size <= len(packet) <= MOST_BYTES
+            assert not packet[2] & 0x80
+
+    return one
+
+
+def cable_seeds() -> Iterator[bytes]:
+    from cable.answers import SERVICE
+    from thicket.discovery.questions import browse, name, probe
+
+    host = "n-6f44e3c6b802"
+    yield browse(SERVICE, [])
+    yield browse(SERVICE, [f"{host}.{SERVICE}"])
+    question = probe(f"{host}.{SERVICE}", f"{host}.local.", 22, IPv6Address("fe80::1"))
+    yield question
+    # the same as an answer, with its records behind no questions
+    records = question[question.rindex(name(f"{host}.{SERVICE}")) :]
+    yield b"\0\0\x84\0\0\0\0\2\0\0\0\0" + records
+    yield (
+        b"\0\0\x84\0\0\0\0\1\0\0\0\0"
+        + name(SERVICE)
+        + (b"\0\x0c\0\1\0\0\x11\x94\0\x11\x0en-6f44e3c6b802\xc0\x0c")
+    )
+
+
 TARGETS: dict[str, Target] = {
+    "cable": Target(make_cable, cable_seeds, longest=1600),
     "application": Target(
         make_application,
         application_seeds,

@@ -367,7 +367,7 @@ def test_the_command(
         (["init", "x", "--prefix", "fd00::/32"], 2, "with /64 or /48"),
         (["list"], 1, "ca init"),
         (["list", "x"], 2, "only --json"),
-        (["enroll"], 2, "needs --virtual"),
+        (["enroll"], 2, "needs --cable, --virtual"),
         (["enroll", "--virtual"], 2, "--virtual needs a value"),
         (["enroll", "--virtual", "/nonexistent"], 1, "not the file of a virtual chip"),
         (["enroll", "--software", "mac"], 2, "SOURCE, ID"),

@@ -15,7 +15,9 @@ from authority.issuer import FleetIssuer
 from authority.nerveskey import Otp
 from authority.provisioning import Provisioning
 from thicket.identity.address import identity_of_serial
-from thicket.identity.chip.errors import ChipRefusedError
+from thicket.identity.bus import Bus
+from thicket.identity.chip.atecc import ADDRESSES
+from thicket.identity.chip.errors import ChipAbsentError, ChipProtocolError, ChipRefusedError
 from thicket.identity.chip.memory import CONFIG_LOCK, DATA_LOCK, SLOT_LOCKS, serial_in
 from thicket.trust import certificates as x509
 from thicket.trust import fleet as fleets
@@ -23,6 +25,18 @@ from thicket.trust import openssl
 from thicket.trust.certificates import Certificate, CertificateError
 from thicket.trust.chip_slots import PRIMARY, PRIVATE_KEY, read_set
 from thicket.trust.fleet import Fleet
+
+
+def chip_on(bus: Bus) -> DeskChip:
+    """Return the chip at the first usual address that has one; without any, at the first one."""
+    for address in ADDRESSES:
+        chip = DeskChip(bus, address)
+        try:
+            chip.serial_number()
+        except (ChipAbsentError, ChipProtocolError):  # nothing there, or something else
+            continue
+        return chip
+    return DeskChip(bus)
 
 
 class FoundChip(NamedTuple):

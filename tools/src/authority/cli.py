@@ -18,6 +18,7 @@ from typing import Final
 from authority import remote_node, ssh
 from authority.authority import Authority
 from authority.chip import DeskChip
+from authority.chips import chip_on
 from authority.errors import AuthorityError
 from authority.holders import entries
 from authority.nerveskey import Otp, default_otp
@@ -25,9 +26,7 @@ from authority.remote_bus import Channel, RemoteBus
 from authority.remote_node import RemoteNode
 from authority.words import Command, Parser, a_number, a_path, a_word, run_desk
 from thicket.cli.common import BAD, OK, UsageError
-from thicket.identity.bus import Bus, BusError, LinuxBus
-from thicket.identity.chip.atecc import ADDRESSES
-from thicket.identity.chip.errors import ChipAbsentError, ChipProtocolError
+from thicket.identity.bus import BusError, LinuxBus
 from thicket.trust.certificates import pem
 from thicket.trust.fleet import device_name
 from thicket.trust.labels import device_of
@@ -69,6 +68,10 @@ Its devices, where WHERE is one of: nothing (this machine), --ssh HOST (a node t
                             the same by hand: SOURCE board, mac or random, ID its 12
                             digits, KEY its public key (128 digits); prints certificates
   enroll --virtual FILE...  enrol virtual chips (chip.json of nodes that do not run)
+  enroll --cable [DEVICE...] [--yes] [--watch]
+                            enrol all devices at the cables of this machine (or those named),
+                            one after the other, with and without chips; blank chips are locked
+                            for ever. --watch waits for more, as they are plugged in
   enroll ... --replace      enrol a device under a name that was enrolled with another key
   node DIR [--name iex] [--days 365]
                             make, or renew, the identity of a stock Erlang or Elixir node
@@ -193,7 +196,11 @@ def _root(authority: Authority, rest: list[str]) -> int:
 
 
 def _enroll(authority: Authority, rest: list[str], *, open_chip: OpenChip | None) -> int:
-    parser = Parser("enroll needs --virtual FILE..., --bus N or --software")
+    if any(word.partition("=")[0] == "--cable" for word in rest):
+        from authority import bench
+
+        return bench.run(authority, rest)
+    parser = Parser("enroll needs --cable, --virtual FILE..., --bus N or --software")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--virtual", nargs="+", type=a_path)
     kind.add_argument("--software", nargs="*")
@@ -262,18 +269,6 @@ def _enroll_chip(authority: Authority, args: argparse.Namespace, where: Where | 
     finally:
         chip.bus.close()
     return OK
-
-
-def chip_on(bus: Bus) -> DeskChip:
-    """Return the chip at the first usual address that has one; without any, at the first one."""
-    for address in ADDRESSES:
-        chip = DeskChip(bus, address)
-        try:
-            chip.serial_number()
-        except (ChipAbsentError, ChipProtocolError):  # nothing there, or something else
-            continue
-        return chip
-    return DeskChip(bus)
 
 
 def _where(args: argparse.Namespace) -> Where | None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Container
 from typing import Any, NamedTuple
 
@@ -20,24 +21,29 @@ class Claim(NamedTuple):
 
     :ivar serial: the chip's serial number (18 digits), or None.
     :ivar public_key: the key of a software identity (X and Y), or None of a chip's.
+    :ivar root: the fingerprint (hex) of the fleet that it is enrolled in; None where there is none.
+    :ivar bus: the device of its chip's bus, where it has one and says so.
     """
 
     source: str
     identity: bytes
     serial: str | None
     public_key: bytes | None
+    root: str | None = None
+    bus: str | None = None
 
 
-def ssh(host: str, bus: str | None) -> Pipe:
+def ssh(host: str, bus: str | None, options: tuple[str, ...] = ()) -> Pipe:
     """Start the agent on another machine.
 
     :param host: the machine as ssh knows it.
+    :param options: what ssh is told besides.
     :param bus: the device of the node that the agent serves, or None.
     :raises AuthorityError: there is no ssh on this machine.
     :raises BusFaultError: when ssh cannot be started.
     """
     program()
-    return Pipe(("ssh", "-T", host, *AGENT.split(), *([bus] if bus else ())))
+    return Pipe(("ssh", "-T", *options, host, *AGENT.split(), *([bus] if bus else ())))
 
 
 def console(path: str, bus: str | None, baud: int) -> Console:
@@ -48,6 +54,18 @@ def console(path: str, bus: str | None, baud: int) -> Console:
     :raises BusFaultError: when no shell answers there.
     """
     return Console(path, bus=bus, baud=baud)
+
+
+def _bus(said: object) -> str | None:
+    """Return the device of a bus that a node names; it becomes a word of a command there.
+
+    :raises ValueError: it is none.
+    """
+    if said is None:
+        return None
+    if not isinstance(said, str) or not re.fullmatch(r"/dev/i2c-[0-9]{1,3}", said, re.A):
+        raise ValueError(f"{str(said)[:40]!r} is no I2C bus")
+    return said
 
 
 class RemoteNode:
@@ -80,6 +98,8 @@ class RemoteNode:
                 bytes.fromhex(answer["id"]),
                 None if answer["serial"] is None else str(answer["serial"]),
                 None if key is None else bytes.fromhex(key),
+                None if answer.get("root") is None else str(answer["root"]),
+                _bus(answer.get("bus")),
             )
         except (LookupError, ValueError, TypeError) as error:
             raise AuthorityError(

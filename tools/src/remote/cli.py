@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import sys
@@ -19,6 +20,7 @@ from typing import BinaryIO, Final, NamedTuple
 from authority.keys import HeldKey
 from authority.telling import Bar, Telling
 from authority.words import Parser, a_path, a_word, authority_in, chosen_folder, guarded
+from cable import find, reach
 from remote import member, programs, ways
 from remote.errors import RemoteError
 from remote.files import atomic
@@ -33,6 +35,7 @@ from thicket.trust.revocations import SignedList
 HELP: Final = """\
 usage: thicket --via HOST [--node NODE] [--operator NAME] [--folder DIR] COMMAND ...
        thicket --lab NAME [--node NODE] COMMAND ...
+       thicket --cable [DEVICE] [--node NODE] ... COMMAND ...
 
 HOST is the way to a first node:
   HOST                      by ssh; as for ssh, and root there if it names nobody
@@ -40,6 +43,11 @@ HOST is the way to a first node:
                             tls:[ADDRESS]:PORT
 NAME is a simulated fleet that runs (`make qemu-mesh` runs "default"), whose operator is made with
 it; NAME/n3 enters it at n3 and not at its first node.
+
+With --cable the first node is a device at a wired interface of this machine, which is found by
+its answers (multicast DNS) and entered by ssh. DEVICE is its name, n-..., or the last digits of
+that behind n-, or ADDRESS%INTERFACE; it is needed where more than one answers. Without COMMAND
+those that answer are listed. Host keys are kept in DIR/cable_known_hosts.
 
 NODE is the node that is meant: its address, host name, the last digits of that, or its label.
 Without it the command runs on the first node. For another one this machine needs the certificate
@@ -133,20 +141,23 @@ def main(words: list[str], open_lab: OpenLab | None = None) -> int:
     :param words: its arguments.
     :param open_lab: for ``--lab``; without one there is no simulator here.
     """
-    in_lab = any(word.partition("=")[0] == "--lab" for word in words[: _command_at(words)])
-    return guarded("--lab" if in_lab else "--via", lambda: _run(words, open_lab))
+    return guarded(_way_in(words), lambda: _run(words, open_lab))
 
 
 def _run(words: list[str], open_lab: OpenLab | None) -> int:
     at = _command_at(words)
-    parser = Parser("--via HOST, or --lab NAME, and a COMMAND are needed")
-    parser.add_argument("--via", type=a_word)
-    parser.add_argument("--lab", type=a_word)
+    parser = Parser("--via HOST, --cable or --lab NAME, and a COMMAND are needed")
+    first = parser.add_mutually_exclusive_group()
+    first.add_argument("--via", type=a_word)
+    first.add_argument("--lab", type=a_word)
+    first.add_argument("--cable", nargs="?", const="", type=str)
     parser.add_argument("--node", type=a_word)
     parser.add_argument("--operator", type=a_word)
     parser.add_argument("--folder", type=a_path)
     args = parser.parse_args(words[:at])
     rest = words[at:]
+    if args.cable is not None and not rest:
+        return _list_cables(args.cable or None)
     if not rest or rest[0] in {"help", "-h", "--help"}:
         sys.stdout.write(HELP)
         return OK
@@ -155,23 +166,26 @@ def _run(words: list[str], open_lab: OpenLab | None) -> int:
         if node is not None:
             raise UsageError(f"--node {node} and {rest[1]} are two nodes, and one is needed")
         node, rest = rest[1], [rest[0], *rest[2:]]
-    with _entrance(args.via, args.lab, open_lab) as entrance:
-        folder = args.folder or entrance.folder
-        operator = cache(partial(_operator, folder, args.operator))
-        return _from(Target(entrance.way, node, operator), args.via or args.lab, rest)
+    with _entrance(args, open_lab) as entrance:
+        operator = cache(partial(_operator, args.folder or entrance.folder, args.operator))
+        place = args.via or args.lab or "a cable"
+        return _from(Target(entrance.way, node, operator), place, rest)
 
 
 def _entrance(
-    host: str | None, lab: str | None, open_lab: OpenLab | None
+    args: argparse.Namespace, open_lab: OpenLab | None
 ) -> AbstractContextManager[Entrance]:
     """Return where the command begins."""
-    if (host is None) == (lab is None):
-        raise UsageError("--via HOST, or --lab NAME, tells where the command runs")
-    if host is not None:
-        return nullcontext(Entrance(partial(ways.chosen, host), chosen_folder()))
-    if lab is None or open_lab is None:
+    folder = args.folder or chosen_folder()
+    if args.via is not None:
+        return nullcontext(Entrance(partial(ways.chosen, args.via), folder))
+    if args.cable is not None:
+        return nullcontext(Entrance(partial(ways.by_cable, args.cable or None, folder), folder))
+    if args.lab is None:
+        raise UsageError("--via HOST, --cable, or --lab NAME, tells where the command runs")
+    if open_lab is None:
         raise UsageError("--lab needs the simulator: bin/thicket of a checkout has it")
-    return open_lab(lab)
+    return open_lab(args.lab)
 
 
 def _from(target: Target, place: str, rest: list[str]) -> int:
@@ -190,11 +204,31 @@ def _from(target: Target, place: str, rest: list[str]) -> int:
 
 
 def _command_at(words: list[str]) -> int:
-    """Return where the command begins: behind options, each of which has a value."""
+    """Return where the command begins: behind options, each of which has a value. That of --cable
+    may be missing, and is no command."""
     at = 0
     while at < len(words) and words[at].startswith("--"):
-        at += 1 if "=" in words[at] or words[at] == "--help" else 2
+        alone = "=" in words[at] or words[at] == "--help"
+        if words[at] == "--cable":
+            alone = not (at + 1 < len(words) and reach.is_device(words[at + 1]))
+        at += 1 if alone else 2
     return min(at, len(words))
+
+
+def _way_in(words: list[str]) -> str:
+    """Return the option that names the way, which messages begin with."""
+    options = {word.partition("=")[0] for word in words[: _command_at(words)]}
+    return next((one for one in ("--cable", "--lab") if one in options), "--via")
+
+
+def _list_cables(node: str | None) -> int:
+    """Show the devices that answer."""
+    found = find.search()
+    if node is not None or not found:
+        found = [reach.chosen(found, node)]
+    for device in found:
+        print(f"{device.name}  {device.host}  {device.version}".rstrip())
+    return OK
 
 
 def _operator(folder: Path, name: str | None) -> Operator:

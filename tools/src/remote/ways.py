@@ -7,11 +7,13 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from authority import ssh
+from cable import find, reach
 from remote.errors import RemoteError
 from thicket.control.server import MAX_ANSWER
 from thicket.operators.door import watch
@@ -72,16 +74,29 @@ class Ssh:
     """By ssh, which decides who the node is, and the node's ``authorized_keys`` who may come.
 
     :param host: as ssh takes it.
+    :param options: what ssh is told besides.
+    :param name: what it is called in messages, if not by ``host``.
+    :param advice: returns what a person can do where ssh fails.
     """
 
     address: IPv6Address | None = None
 
-    def __init__(self, host: str) -> None:
+    def __init__(
+        self,
+        host: str,
+        options: tuple[str, ...] = (),
+        *,
+        name: str = "",
+        advice: Callable[[], str] = str,
+    ) -> None:
         self._host = host if "@" in host else f"root@{host}"
+        self._options = options
+        self._name = name or self._host
+        self._advice = advice
         self._child: asyncio.subprocess.Process | None = None
 
     def __str__(self) -> str:
-        return self._host
+        return self._name
 
     async def open(self) -> Ends:
         """See ``Way``."""
@@ -90,6 +105,7 @@ class Ssh:
             self._child = await asyncio.create_subprocess_exec(
                 ssh.program(),
                 "-T",
+                *self._options,
                 self._host,
                 *REMOTE,
                 stdin=theirs.fileno(),
@@ -124,7 +140,8 @@ class Ssh:
             return None
         if status == 0:
             return None  # somebody behind it has gone
-        return f"ssh to {self._host} ended with status {status}; it has said why"
+        said = f"ssh to {self._name} ended with status {status}; it has said why"
+        return ". ".join(filter(None, (said, self._advice())))
 
 
 class Direct:
@@ -187,3 +204,20 @@ def chosen(text: str) -> Way:
             "bad-way", f"{text!r}: tls: needs the IPv6 address of a node, which proves it"
         ) from None
     return Direct(address, port, percent + zone)
+
+
+def by_cable(node: str | None, folder: Path) -> Way:
+    """Return the way to a device at a cable of this machine.
+
+    :param node: which one; None for the only one.
+    :param folder: the authority's, where host keys of devices are kept.
+    :raises CableError: there is none, or it is not clear which.
+    """
+    device = reach.chosen(find.search(), node)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Ssh(
+        f"root@{device.host}",
+        reach.options(device, folder),
+        name=device.name,
+        advice=partial(reach.advice, device, folder),
+    )

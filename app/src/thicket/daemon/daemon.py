@@ -199,6 +199,7 @@ class Daemon:
             update=lambda: self.update,
             document=self.current,
             methods=self.commands.methods,
+            use_cables=self.firewall.use_cables,
         )
         log.info("identity from %s, address %s", identity.source, live.me.address)
         if not core.paths.root:  # a daemon in another directory does not name the machine
@@ -232,8 +233,8 @@ class Daemon:
         self.reload.close()
         # The cluster first: its connections close properly while the mesh still carries them.
         for name in (
-            "operators", "metrics", "cluster", "time", "dns-sd", "discovery", "trust", "radio",
-            "firewall", "care", "update", "upkeep", "status", "control", "syslog",
+            "operators", "metrics", "cable", "cluster", "time", "dns-sd", "discovery", "trust",
+            "radio", "firewall", "care", "update", "upkeep", "status", "control", "syslog",
         ):  # fmt: skip
             await self.stop_part(name)
         self.led.close()

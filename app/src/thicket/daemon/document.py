@@ -187,6 +187,7 @@ def document(daemon: Daemon) -> dict[str, Any]:
         "discovery": discovery.snapshot() if discovery is not None else None,
         "dns_sd": dns_sd.snapshot() if dns_sd is not None else None,
         "firewall": daemon.firewall.snapshot(),
+        "cables": live.cable.snapshot() if live is not None else [],
         "operators": live.operators.snapshot() if live is not None else None,
         "metrics": daemon.metrics.snapshot() if daemon.metrics is not None else None,
         "syslog": daemon.syslog.snapshot() if daemon.syslog is not None else None,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from thicket.daemon.cable_part import CablePart
 from thicket.daemon.cluster_part import ClusterPart
 from thicket.daemon.core import OwnIdentity
 from thicket.daemon.discovery_part import DiscoveryPart, DnsSdPart
@@ -37,6 +38,7 @@ class Live:
     :param update: returns the part that knows the slots; None until it has begun.
     :param document: returns the status document with figures of this moment.
     :param methods: returns what an operator can ask for.
+    :param use_cables: lets people in at interfaces of these names.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Live:
         update: Callable[[], Update | None],
         document: Callable[[], Awaitable[dict[str, Any]]],
         methods: Callable[[Operator], Mapping[str, Handler]],
+        use_cables: Callable[[frozenset[str]], None],
     ) -> None:
         self.me = OwnIdentity(identity, core.settings)
         self.reload = reload
@@ -83,6 +86,8 @@ class Live:
         self.operators = OperatorsPart(core, self, methods)
         begin("operators", self.operators.run)
         begin("time", self.time.run)
+        self.cable = CablePart(core, self.me, use_cables)
+        begin("cable", self.cable.run)
 
     # -- events of the radio, see radio_part.RadioListener
 

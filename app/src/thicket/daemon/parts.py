@@ -123,6 +123,13 @@ class Parts:
 
         return Chrony(f"{paths.run}/time", f"{paths.data}/thicket/time", on_exit)
 
+    def own_cables(self, paths: Paths) -> bool:
+        """Return whether this machine's wired interfaces are this daemon's business.
+
+        A daemon in another directory leaves them alone.
+        """
+        return not paths.root
+
     def mounter(self) -> Mounter:
         """Return what mounts the files of applications that are installed."""
         from thicket.applications.mounts import LoopMounter

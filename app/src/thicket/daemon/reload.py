@@ -156,6 +156,8 @@ class Reload:
             live.discovery.follow()
         if moved or sections & {"access", "trust"}:
             self._restart("operators")
+        if "access" in sections:
+            self._restart("cable")
         if moved or "time" in sections:
             self._restart("time")
         if moved or changed & {"discovery.dns_sd", "cluster.name", "cluster.port"}:

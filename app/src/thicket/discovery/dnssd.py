@@ -19,20 +19,17 @@ it knows none.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Callable
 from ipaddress import IPv6Address, IPv6Network, ip_address
-from logging import CRITICAL, getLogger
+from logging import getLogger
 from time import monotonic
 from typing import Any
 
 from thicket.base.errors import ThicketError
-from thicket.base.imports import stand_in
 from thicket.base.pace import Backoff, uniform
-from thicket.base.patience import BOUND, Patience
 from thicket.base.problems import Problems
-from thicket.discovery import questions
+from thicket.discovery import questions, zeroconfs
 from thicket.discovery.gate import REASONS, Gate
 from thicket.discovery.hints import SERVICE, TRIAL, Hints, Published, zeroconf_errors
 from thicket.discovery.schedule import stretch
@@ -47,14 +44,10 @@ GROUP = ("ff02::fb", 5353)
 START = (15.0, 30.0)
 QUIET = 10.0
 QUIET_AT_MOST = 240.0
-#: Probes and their distance in seconds; announcements and theirs (RFC 6762 8.1, 8.3).
+#: Probes and their distance in seconds (RFC 6762 8.1).
 PROBES = (3, 0.25)
-ANNOUNCEMENTS = (2, 1.0)
 #: Pauses in seconds between questions for other nodes (RFC 6762 5.2).
 ASK_AGAIN = (1.0, 3.0, 9.0, 27.0, 81.0, 243.0, 729.0, 3600.0)
-#: Seconds that zeroconf may take to open its sockets, which takes some turns of the event loop. Its
-#: own limit of 9 s takes a node without a processor for a failure, so it is told a larger one.
-OPENING = 9.0
 #: Seconds between two looks at the interface and the cache.
 LOOK = 2.0
 #: Pauses in seconds before another attempt; the last one repeats.
@@ -176,18 +169,10 @@ class DnsSd:
             index = socket.if_nametoindex(self.interface)
         except OSError:
             return "there is no such interface (yet)"
-        # a late import, as it is slow: one of zeroconf's libraries starts ldconfig, gcc and ld to
-        # ask where the C library is. On a node the answer is None, and means the one in use.
-        with stand_in("ctypes.util", {"find_library": lambda name: None}):
-            from zeroconf import IPVersion
-            from zeroconf.asyncio import AsyncZeroconf
-
-        getLogger("zeroconf").setLevel(CRITICAL)  # it logs each malformed packet
-        zeroconf = AsyncZeroconf(interfaces=[index], ip_version=IPVersion.V6Only)
+        zeroconf = await zeroconfs.begun([index], version="V6Only")
         try:
             self._zeroconf = zeroconf.zeroconf
-            async with Patience(OPENING):
-                await self._zeroconf.async_wait_for_start(2 * BOUND * OPENING)
+            await zeroconfs.opened(zeroconf)
             self._install_gates()
             self._listen()
             info = self._info()
@@ -215,23 +200,16 @@ class DnsSd:
             self.published.forget()
             self._taken = ""
             self._zeroconf = None
-            with contextlib.suppress(OSError, TimeoutError):
-                async with Patience(2.0):
-                    await zeroconf.async_close()
+            await zeroconfs.closed(zeroconf)
 
     def _install_gates(self) -> None:
-        for reader in self._zeroconf.engine.readers:
-            transport = reader.transport
-            inner = transport.get_protocol()
-            transport.set_protocol(
-                Gate(
-                    inner,
-                    self.told.hostname,
-                    self.prefix,
-                    self.published.told_of,
-                    self.dropped,
-                )
-            )
+        zeroconfs.guard(
+            self._zeroconf,
+            self.interface,
+            lambda inner: Gate(
+                inner, self.told.hostname, self.prefix, self.published.told_of, self.dropped
+            ),
+        )
 
     def _info(self) -> Any:
         from zeroconf import ServiceInfo
@@ -266,11 +244,8 @@ class DnsSd:
 
     async def _announce(self, info: Any) -> None:
         """Tell what the node publishes (RFC 6762 8.3)."""
-        number, pause = ANNOUNCEMENTS
-        for _ in range(number):
-            self._zeroconf.async_send(self._zeroconf.generate_service_broadcast(info, None))
+        async for _ in zeroconfs.announce(self._zeroconf, info):
             self.announced += 1
-            await asyncio.sleep(pause)
 
     async def _watch(self, index: int) -> str:
         again = monotonic() + TRIAL

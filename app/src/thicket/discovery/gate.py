@@ -27,32 +27,19 @@ _SERVICE = label("_thicket")
 _ENUMERATION = label("_services")  # RFC 6763 9
 
 
-class Gate(asyncio.DatagramProtocol):
+class Sieve(asyncio.DatagramProtocol):
     """Passes packets on to zeroconf's own protocol, as far as the node has a use for them.
 
-    :param hostname: the node's own, whose conflicts zeroconf must see.
-    :param prefix: where the nodes of the mesh have their addresses.
-    :param known: whether nothing more needs to be known of the node at an address.
-    :param dropped: counts what is dropped, by reason (``REASONS``).
+    :param dropped: counts what is dropped, by reason (of ``REASONS``).
     """
 
     #: Packets and bytes: per second on average, and at once.
     PACKETS = (40.0, 160.0)
     BYTES = (16 * 1024.0, 96 * 1024.0)
 
-    def __init__(
-        self,
-        inner: asyncio.DatagramProtocol,
-        hostname: str,
-        prefix: IPv6Network,
-        known: Callable[[IPv6Address], bool],
-        dropped: dict[str, int],
-    ) -> None:
+    def __init__(self, inner: asyncio.DatagramProtocol, dropped: dict[str, int]) -> None:
         self.inner = inner
         self.dropped = dropped
-        self._own = label(hostname)
-        self._prefix = prefix.network_address.packed[: prefix.prefixlen // 8]
-        self._known = known
         self._packets = Bucket(*self.PACKETS)
         self._bytes = Bucket(*self.BYTES)
 
@@ -71,6 +58,35 @@ class Gate(asyncio.DatagramProtocol):
             # the sender causes the parser's faults; they are not worth a traceback
             self.dropped["fault"] += 1
             log.debug("a packet of %s: %s: %s", addr[0], type(e).__name__, e)
+
+    def _useless(self, data: bytes) -> str | None:
+        """Return why the node has no use for a packet, or None."""
+        raise NotImplementedError
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.inner.connection_lost(exc)
+
+
+class Gate(Sieve):
+    """The mesh's: questions about the node, conflicts of its names, and nodes that are not known.
+
+    :param hostname: the node's own, whose conflicts zeroconf must see.
+    :param prefix: where the nodes of the mesh have their addresses.
+    :param known: whether nothing more needs to be known of the node at an address.
+    """
+
+    def __init__(
+        self,
+        inner: asyncio.DatagramProtocol,
+        hostname: str,
+        prefix: IPv6Network,
+        known: Callable[[IPv6Address], bool],
+        dropped: dict[str, int],
+    ) -> None:
+        super().__init__(inner, dropped)
+        self._own = label(hostname)
+        self._prefix = prefix.network_address.packed[: prefix.prefixlen // 8]
+        self._known = known
 
     def _useless(self, data: bytes) -> str | None:
         """Return why the node has no use for a packet, or None."""
@@ -98,5 +114,25 @@ class Gate(asyncio.DatagramProtocol):
             at = data.find(self._prefix, at + 16)
         return found
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.inner.connection_lost(exc)
+
+class QuestionGate(Sieve):
+    """A cable's: questions about the node and its service alone. What others answer is nothing to a
+    node that asks nothing there, and would only fill zeroconf's memory.
+
+    :param labels: the first labels of the names that the node answers to.
+    """
+
+    def __init__(
+        self, inner: asyncio.DatagramProtocol, labels: frozenset[bytes], dropped: dict[str, int]
+    ) -> None:
+        super().__init__(inner, dropped)
+        self._labels = labels | {_ENUMERATION}
+
+    def _useless(self, data: bytes) -> str | None:
+        """See ``Sieve``."""
+        if not HEADER.size <= len(data) <= MOST_BYTES:
+            return "length"
+        if data[2] & 0x80:  # an answer
+            return "other"
+        labels = first_labels(data.lower())
+        return None if labels is not None and self._labels.intersection(labels) else "other"

@@ -27,6 +27,7 @@ REASONS = (
     "neighbour_sender",  # more neighbour discovery than one node sends
     "connection_sender",  # more new connections than one node makes
     "connection_flood",  # more new connections than all nodes together make
+    "cable_flood",  # more by cable than a bench full of laptops sends
     "forward",  # meant for somebody else
     "closed",  # what the node does not serve
 )
@@ -45,23 +46,30 @@ _NEIGHBOUR_SENDER = (100, 200)
 #: A node that joins makes two connections (port mapper, node) to each of the others, one by one.
 _CONNECTION_SENDER = (20, 60)
 _CONNECTION_ALL = (200, 400)
+#: At cables: what a node needs to be found and reached, and connections of people (and of programs
+#: that enrol a bench of devices).
+_CABLE = (100, 200)
+_CABLE_CONNECTIONS = (10, 30)
 #: Senders whose rates are tracked, and seconds for which a silent one is. When the table is full,
 #: the rate of all limits what passes.
 _SENDERS = 1024
 _SENDER_SECONDS = 20
 
 
-def ruleset(settings: Settings, interface: str) -> str:
+def ruleset(settings: Settings, interface: str, cables: frozenset[str] = frozenset()) -> str:
     """Return the commands for ``nft -f`` that replace the rules by those for ``settings``.
 
     Without a firewall they only remove the table.
 
     :param interface: the mesh interface.
+    :param cables: interfaces where people are let in, if the settings let anybody in there.
     """
     # "table" creates a missing table, so that deleting it never fails
     head = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
     if not settings.firewall.enabled:
         return head
+    access = settings.access
+    names = [f'"{one}"' for one in sorted(cables) if access.cable and access.ssh_keys]
     counters = "".join(f"\tcounter {reason} {{ }}\n" for reason in REASONS)
     senders = "".join(
         f"\tset {name} {{ type ipv6_addr; size {_SENDERS}; flags dynamic; "
@@ -70,7 +78,8 @@ def ruleset(settings: Settings, interface: str) -> str:
     )
     return (
         f"{head}table inet {TABLE} {{\n{counters}\n{senders}\n{_early(interface)}\n"
-        f"{_input(settings, interface)}\n{_mesh(settings)}\n{_forward(settings)}}}\n"
+        f"{_input(settings, interface, names)}\n{_mesh(settings)}\n"
+        f"{_cable(settings) if names else ''}{_forward(settings)}}}\n"
     )
 
 
@@ -109,13 +118,14 @@ def _early(interface: str) -> str:
     )
 
 
-def _input(settings: Settings, interface: str) -> str:
+def _input(settings: Settings, interface: str, cables: list[str]) -> str:
     return _chain(
         "input",
         "type filter hook input priority filter; policy drop;",
         'iifname "lo" accept',
         "ct state established,related accept",
         "ct state invalid counter name invalid drop",
+        *([f"iifname {{ {', '.join(cables)} }} goto cable"] if cables else []),
         # What a host needs of ICMPv6 (RFC 4890 4.4). Errors are "related" to their cause.
         "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 goto neighbours",
         "icmpv6 type mld-listener-query ip6 saddr fe80::/10 accept",
@@ -188,6 +198,30 @@ def _mesh(settings: Settings) -> str:
         "counter name connection_sender drop",
         f"{_over(_CONNECTION_ALL)} counter name connection_flood drop",
         "accept",
+    )
+
+
+def _cable(settings: Settings) -> str:
+    """What people find at a cable: SSH, the node's name, and what both need of IPv6.
+
+    Only neighbours of the link are heard: a packet with another source was sent by somebody who
+    takes the node for a router, or looks for an address that belongs to the mesh.
+    """
+    v6, v4 = "ip6 saddr fe80::/10", "ip saddr 169.254.0.0/16"
+    return _chain(
+        "cable",
+        *_elsewhere(settings),
+        f"tcp dport {SSH_PORT} {_over(_CABLE_CONNECTIONS)} counter name cable_flood drop",
+        f"{v6} ip6 daddr fe80::/10 tcp dport {SSH_PORT} accept",
+        f"{v4} ip daddr 169.254.0.0/16 tcp dport {SSH_PORT} accept",
+        f"{_over(_CABLE)} counter name cable_flood drop",
+        # the address of somebody who looks for a free one is :: (RFC 4862 5.4.3)
+        "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 accept",
+        f"icmpv6 type mld-listener-query {v6} accept",
+        # A laptop asks by the addresses that it has, also where its IPv4 is of another network.
+        f"{v6} udp dport {MDNS_PORT} accept",
+        f"ip daddr 224.0.0.251 udp dport {MDNS_PORT} accept",
+        "counter name closed drop",
     )
 
 

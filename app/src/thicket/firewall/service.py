@@ -16,7 +16,7 @@ import asyncio
 from logging import getLogger
 from typing import Any
 
-from thicket.base.files import write_atomically
+from thicket.base.files import read, write_atomically
 from thicket.base.pace import Backoff, wait
 from thicket.base.paths import Paths
 from thicket.base.patience import run
@@ -49,6 +49,9 @@ class Firewall:
         self.interface = interface
         self.problems = problems
         self.settings = settings
+        #: Interfaces where people are let in. A start begins with those of the last one: a daemon
+        #: that ends again and again must not close them.
+        self.cables = frozenset((read(paths.run + "/cables") or "").split())
         #: Set once the network may be used: the rules are in force, or none are wanted.
         self.in_force = asyncio.Event()
         self.state = "starting"
@@ -61,6 +64,12 @@ class Firewall:
         """Follow these settings soon."""
         self.settings = settings
         self._changed.set()
+
+    def use_cables(self, names: frozenset[str]) -> None:
+        """Let people in at these interfaces soon, if the settings let them."""
+        if names != self.cables:
+            self.cables = names
+            self._changed.set()
 
     async def run(self) -> None:
         """Set up the rules, and again when the settings change, until cancelled."""
@@ -85,7 +94,7 @@ class Firewall:
         :raises OSError: it failed; ``strerror`` says why.
         """
         enabled = self.settings.firewall.enabled
-        text = ruleset(self.settings, self.interface)
+        text = ruleset(self.settings, self.interface, self.cables)
         # Unchanged rules are not loaded again: they keep their counters and the senders' rates.
         if text != self._text and (enabled or self._counters()):
             write_atomically(self.path, text.encode(), durable=False)

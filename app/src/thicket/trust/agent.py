@@ -86,16 +86,25 @@ class Agent(BusServer):
         return dict(request(self._paths.control, command, params, timeout=timeout))
 
     def _status(self) -> dict[str, Any]:
+        """Return the node's identity."""
+        return dict(self._document()["identity"])
+
+    def _document(self) -> dict[str, Any]:
+        """Return the status document of a node that knows who it is."""
         from thicket.control.client import ClientError
 
-        identity = self._ask("status", {}, 10.0).get("identity")
-        if not isinstance(identity, dict):
+        document = self._ask("status", {}, 10.0)
+        if not isinstance(document.get("identity"), dict):
             raise ClientError("starting", "the node is still finding out who it is; try again")
-        return identity
+        return document
 
     def _identity(self, _: dict[str, Any]) -> dict[str, Any]:
-        identity = self._status()
+        document = self._document()
+        identity, trust = document["identity"], document.get("trust") or {}
         found = {name: identity[name] for name in ("source", "id", "serial")}
+        # the fleet that it is enrolled in, and where its chip is
+        found["root"] = trust.get("root") if trust.get("device") else None
+        found["bus"] = (identity.get("chip") or {}).get("bus")
         if identity["source"] != "chip":
             from thicket.trust import openssl
             from thicket.trust.credentials import software_key

@@ -30,6 +30,8 @@ class Places:
     """The files and programs below ``paths.root`` that are used here."""
 
     __slots__ = (
+        "cable",
+        "closed",
         "console",
         "devices",
         "init",
@@ -48,6 +50,9 @@ class Places:
         #: the keys that the server reads, and the copy that outlasts a restart
         self.keys = paths.run + "/ssh/authorized_keys"
         self.kept = paths.data + "/ssh/authorized_keys"
+        #: SSH at cables: while this runs, and a word that the next start is to do without
+        self.cable = paths.run + "/cable"
+        self.closed = paths.data + "/ssh/no-cable"
         self.console = paths.data + "/thicket/console"
         #: the serial ports that S50devices.sh found
         self.serial = paths.run + "/serial"
@@ -71,6 +76,7 @@ class Follower:
         problems: list[tuple[str, str]] = []
         with _told(problems, "ssh-failed", "SSH cannot be set up as configured"):
             self._ssh(settings.ssh_keys, problems)
+            self._cable(settings)
         with _told(problems, "console-failed", "the serial console cannot be set up as configured"):
             self._console(settings.console, problems)
         return problems
@@ -110,6 +116,12 @@ class Follower:
                 if _read(f"{folder}/comm").strip() in {b"dropbear", b"sshd"}:
                     _signal(pid, signal.SIGTERM)
 
+    def _cable(self, settings: AccessSection) -> None:
+        """Tell scripts whether wired interfaces are brought up."""
+        places = self.places
+        _there(places.cable, bool(settings.ssh_keys) and settings.cable)
+        _there(places.closed, bool(settings.ssh_keys) and not settings.cable)
+
     # -- serial console
 
     def _console(self, wanted: bool, problems: list[tuple[str, str]]) -> None:
@@ -126,12 +138,7 @@ class Follower:
             problems.append(
                 ("console-missing", "access.console is set, but there is no serial port")
             )
-        there = os.path.lexists(places.console)
-        if wanted and not there:
-            write_atomically(places.console, b"")
-        elif there and not wanted:
-            os.unlink(places.console)
-            sync_folder(os.path.dirname(places.console))
+        _there(places.console, wanted)
 
     def _hang_up(self, device: str) -> None:
         """End what runs on a terminal whose shell is no longer wanted."""
@@ -182,6 +189,16 @@ def _told(problems: list[tuple[str, str]], code: str, what: str):  # type: ignor
     except OSError as e:
         where = f"{e.filename}: " if e.filename else ""
         problems.append((code, f"{what}: {where}{e.strerror}"))
+
+
+def _there(path: str, wanted: bool) -> None:
+    """Make an empty file, or remove it."""
+    there = os.path.lexists(path)
+    if wanted and not there:
+        write_atomically(path, b"")
+    elif there and not wanted:
+        os.unlink(path)
+        sync_folder(os.path.dirname(path))
 
 
 def _read(path: str) -> bytes:

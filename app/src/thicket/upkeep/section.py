@@ -104,6 +104,13 @@ class AccessSection(Section, name="access"):
         "SSH keys that may log in as root. Without any there is no SSH server. The node keeps "
         "the keys, so that SSH works even when the daemon cannot start.",
     )
+    cable = Boolean(
+        True,
+        "Where there are SSH keys: let them in at wired interfaces, too, for the first contact by "
+        "one cable. The node has link-local addresses there "
+        "and tells its name by multicast DNS (`n-....local`); nothing else is open, and nothing "
+        "is forwarded.",
+    )
     console = Boolean(
         False,
         "A root shell without a password on the node's serial port. Anybody who can touch the "
