@@ -13,6 +13,7 @@ machine, leaves that machine's network alone.
 from __future__ import annotations
 
 import asyncio
+from ipaddress import IPv6Network
 from logging import getLogger
 from typing import Any
 
@@ -53,6 +54,7 @@ class Firewall:
         self.in_force = asyncio.Event()
         self.state = "starting"
         self.dropped: dict[str, int] = {}
+        self._out: tuple[IPv6Network, ...] = ()
         self._text = ""
         self._changed = asyncio.Event()
         self._requests: Any = None
@@ -61,6 +63,13 @@ class Firewall:
         """Follow these settings soon."""
         self.settings = settings
         self._changed.set()
+
+    def let_out(self, prefixes: tuple[IPv6Network, ...]) -> None:
+        """Let nodes out of the mesh that have addresses in these prefixes, soon: a gateway has them
+        from its uplink."""
+        if prefixes != self._out:
+            self._out = prefixes
+            self._changed.set()
 
     async def run(self) -> None:
         """Set up the rules, and again when the settings change, until cancelled."""
@@ -85,7 +94,7 @@ class Firewall:
         :raises OSError: it failed; ``strerror`` says why.
         """
         enabled = self.settings.firewall.enabled
-        text = ruleset(self.settings, self.interface)
+        text = ruleset(self.settings, self.interface, self._out)
         # Unchanged rules are not loaded again: they keep their counters and the senders' rates.
         if text != self._text and (enabled or self._counters()):
             write_atomically(self.path, text.encode(), durable=False)
