@@ -87,9 +87,9 @@ class Isp:
     def serve(self) -> None:
         """Start everything that a provider runs."""
         folder = self.folder
-        self._start("servers", sys.executable, str(_SERVERS))
+        self.start("servers", sys.executable, str(_SERVERS))
         if self.kind == "ipv4":
-            self._start(
+            self.start(
                 "dnsmasq", "dnsmasq", "--keep-in-foreground", "--no-daemon", "--conf-file=/dev/null",
                 "--port=0", "--interface=wan", "--dhcp-range=192.0.2.100,192.0.2.150,1h",
                 "--dhcp-option=option:dns-server,192.0.2.1", "--dhcp-authoritative",
@@ -99,19 +99,20 @@ class Isp:
         (folder / "radvd.conf").write_text(
             _RADVD % {"managed": "on" if self.kind == "pd" else "off"}
         )
-        self._start(
+        self.start(
             "radvd", "radvd", "-n", "-m", "stderr", "-C", f"{folder}/radvd.conf",
             "-p", f"{folder}/radvd.pid",
         )  # fmt: skip
         if self.kind == "pd":
             (folder / "dhcpd.conf").write_text(_DHCPD6)
             (folder / "dhcpd.leases").touch()
-            self._start(
+            self.start(
                 "dhcpd", "dhcpd", "-6", "-f", "-q", "--no-pid", "-cf", f"{folder}/dhcpd.conf",
                 "-lf", f"{folder}/dhcpd.leases", "wan",
             )  # fmt: skip
 
-    def _start(self, name: str, *command: str) -> None:
+    def start(self, name: str, *command: str) -> None:
+        """Run a server in the provider's namespace until :meth:`stop`."""
         with (self.folder / f"{name}.log").open("a") as output:
             self._running[name] = subprocess.Popen(
                 ["nsenter", f"--net=/proc/{self.pid}/ns/net", *command],

@@ -319,6 +319,9 @@ _CROSS_CHECKS: tuple[Callable[[Settings, str], Finding | None], ...] = (
     lambda settings, file: check_gpios(settings.led, settings.reset, file),
     check_ports,
     lambda settings, file: check_gateway(
-        settings.gateway, firewall=settings.firewall.enabled, file=file
+        settings.gateway,
+        settings.address.prefix.network,
+        firewall=settings.firewall.enabled,
+        file=file,
     ),
 )

@@ -20,6 +20,7 @@ from ipaddress import IPv6Address, IPv6Network
 from typing import Any, NamedTuple
 
 from thicket.distribution.etf import Atom
+from thicket.gateway.section import NAT64
 
 #: Seconds between two offers of a gateway.
 EVERY = 2.0
@@ -101,11 +102,12 @@ def unpack(message: Any, mesh: IPv6Network) -> Offer | None:
 
 
 def usable(prefix: IPv6Network, mesh: IPv6Network) -> bool:
-    """Return whether nodes may take addresses in a prefix: a global or a local one that is not the
-    mesh's."""
+    """Return whether nodes may take addresses in a prefix: a global or a local one that is neither
+    the mesh's nor that of NAT64."""
     top = int(prefix.network_address) >> 121
     # 2000::/3 of RFC 4291 2.4, fc00::/7 of RFC 4193
-    return (top >> 4 == 0b001 or top == 0b1111110) and not prefix.overlaps(mesh)
+    unicast = top >> 4 == 0b001 or top == 0b1111110
+    return unicast and not prefix.overlaps(mesh) and not prefix.overlaps(NAT64)
 
 
 class Heard(NamedTuple):

@@ -9,9 +9,10 @@ from thicket.base.fields import Boolean, Finding, Key, Listed, Section
 
 #: Bytes of an interface's name (IFNAMSIZ of linux/if.h, with the zero at the end).
 _LONGEST = 15
-#: Where NAT64 has the addresses of IPv4. It is of the prefix for local use (RFC 8215): the
-#: well-known one may not lead to private addresses (RFC 6052 3.1), which uplinks have as well.
-NAT64 = IPv6Network("64:ff9b:1::/96")
+#: Where NAT64 has the addresses of IPv4: a local prefix (RFC 4193), the same in every mesh. The
+#: well-known one may not lead to private addresses (RFC 6052 3.1), which uplinks have as well, and
+#: tayga takes none of the prefix for local use (RFC 8215).
+NAT64 = IPv6Network("fd64:ff9b::/96")
 #: What tayga gives to nodes on the gateway itself, which then leave by the one address of the
 #: uplink. It is of the networks for benchmarks (RFC 2544), which are in use nowhere.
 NAT64_POOL = IPv4Network("198.18.0.0/23")
@@ -95,8 +96,14 @@ class GatewaySection(Section, name="gateway"):
     )
 
 
-def check_gateway(gateway: GatewaySection, *, firewall: bool, file: str) -> Finding | None:
-    """Return the fault of a gateway without a firewall, whose rules say what passes."""
+def check_gateway(
+    gateway: GatewaySection, mesh: IPv6Network, *, firewall: bool, file: str
+) -> Finding | None:
+    """Return the fault of a gateway without a firewall, whose rules say what passes, or of a mesh
+    whose prefix NAT64 has."""
+    if mesh.overlaps(NAT64):
+        message = f"is the prefix in which gateways have the addresses of IPv4 ({NAT64})"
+        return Finding(file, "address.prefix", f'"{mesh}"', message)
     if gateway.uplink and not firewall:
         message = "needs firewall.enabled = true, as the firewall says what passes through the node"
         return Finding(file, "gateway.uplink", f'"{gateway.uplink}"', message)
