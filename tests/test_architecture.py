@@ -37,6 +37,7 @@ FLOORS = (
     {
         "cluster",
         "firewall",
+        "gateway",
         "applications",
         "operators",
         "update",

@@ -141,5 +141,7 @@ class Isp:
         self.stop("holder")
 
     def logs(self) -> str:
-        texts = [f"--- {path.name}\n{path.read_text()[-1500:]}" for path in self.folder.glob("*.log")]
+        texts = [
+            f"--- {path.name}\n{path.read_text()[-1500:]}" for path in self.folder.glob("*.log")
+        ]
         return "\n".join(texts)

@@ -22,7 +22,7 @@ from typing import Any
 import isp
 import pytest
 from daemons import Fleet, NamespaceNode, Secured, fleet_in
-from isp import HOST4, HOST6, NAME, NAME4, PORT, Isp
+from isp import HOST4, HOST6, NAME4, PORT, Isp
 
 PROGRAMS = ("dhcpcd", "tayga", "unbound", "radvd", "dhcpd", "dnsmasq", "nsenter", "nft")
 MISSING = [name for name in PROGRAMS if shutil.which(name) is None]
@@ -85,7 +85,9 @@ class World(Fleet):
         except BaseException:
             for node in self.nodes:
                 print(node.wire, json.dumps(gateway(node)))
-                print(inside(node, "sh", "-c", "ip -6 addr; ip -6 route; ip route; nft list ruleset"))
+                print(
+                    inside(node, "sh", "-c", "ip -6 addr; ip -6 route; ip route; nft list ruleset")
+                )
             for one in self.isps.values():
                 print(one.logs(), one.run("sh", "-c", "ip -6 addr; ip -6 route; ip neigh"))
             raise
@@ -215,12 +217,16 @@ def test_where_one_prefix_is_given_nodes_leave_by_the_address_of_the_gateway(wor
     assert told["addresses"] == []  # there is none for it to have
     seen = IPv6Address(asks(plain, HOST6))
     assert seen in IPv6Network("2001:db8:0:1::/64")
-    assert f" {seen}/" in inside(way, "ip", "-6", "address", "show", "dev", world.isp(way).interface)
+    assert f" {seen}/" in inside(
+        way, "ip", "-6", "address", "show", "dev", world.isp(way).interface
+    )
 
     # What the mesh does not ask for does not come in: to the gateway, and through it.
     provider = world.isp(way)
     address = link_local(way, provider.interface)
-    provider.run("ip", "-6", "route", "replace", "fd12:3456:789a:1::/64", "via", address, "dev", "wan")
+    provider.run(
+        "ip", "-6", "route", "replace", "fd12:3456:789a:1::/64", "via", address, "dev", "wan"
+    )
     for host, port in ((seen, 53), (seen, 9100), (own(way), 9100), (own(plain), 9100)):
         refused = provider.run("python3", "-c", ASKS, str(host), str(port))
         assert refused.startswith("no:"), (host, port)

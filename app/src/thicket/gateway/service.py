@@ -85,9 +85,7 @@ class Gateways:
         self._applied: Network | None = None
         self.uplink: Uplink | None = None
         if settings.uplink:
-            self.uplink = Uplink(
-                folder, settings, problems, self._kernel, host.me, root=root
-            )
+            self.uplink = Uplink(folder, settings, problems, self._kernel, host.me, root=root)
 
     @property
     def own(self) -> Own:

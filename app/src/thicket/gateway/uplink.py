@@ -50,7 +50,7 @@ def dhcpcd_conf(interface: str, script: str, folder: str) -> str:
     """Return the configuration of dhcpcd, dhcpcd.conf(5)."""
     return (
         f"script {script}\nenv thicket_leases={folder}\nallowinterfaces {interface}\n"
-        "duid\nnoipv4ll\n"
+        "duid ll\nnoipv4ll\n"
         "option domain_name_servers, classless_static_routes, interface_mtu\n"
         "option dhcp6_name_servers\n"
         f"interface {interface}\n\tmetric {METRIC}\n\tipv6rs\n\tia_na 1\n\tia_pd 2 -\n"
