@@ -90,8 +90,8 @@ class Isp:
         self.start("servers", sys.executable, str(_SERVERS))
         if self.kind == "ipv4":
             self.start(
-                "dnsmasq", "dnsmasq", "--keep-in-foreground", "--no-daemon", "--conf-file=/dev/null",
-                "--port=0", "--interface=wan", "--dhcp-range=192.0.2.100,192.0.2.150,1h",
+                "dnsmasq", "dnsmasq", "--keep-in-foreground", "--no-daemon",
+                "--conf-file=/dev/null", "--port=0", "--interface=wan", "--dhcp-range=192.0.2.100,192.0.2.150,1h",
                 "--dhcp-option=option:dns-server,192.0.2.1", "--dhcp-authoritative",
                 f"--dhcp-leasefile={folder}/leases", "--pid-file=", "--no-ping",
             )  # fmt: skip
@@ -141,7 +141,6 @@ class Isp:
         self.stop("holder")
 
     def logs(self) -> str:
-        texts = [
-            f"--- {path.name}\n{path.read_text()[-1500:]}" for path in self.folder.glob("*.log")
-        ]
-        return "\n".join(texts)
+        """What the servers have said last."""
+        logs = self.folder.glob("*.log")
+        return "\n".join(f"--- {path.name}\n{path.read_text()[-1500:]}" for path in logs)

@@ -29,7 +29,8 @@ from thicket.gateway.offers import (
     pack,
     unpack,
 )
-from thicket.gateway.plan import NAT64, Network, Own, delegated, network, resolver_file
+from thicket.gateway.plan import Network, Own, delegated, network, resolver_file
+from thicket.gateway.section import NAT64
 from thicket.gateway.uplink import unbound_conf
 from thicket.netlink.routes import Route
 
@@ -201,11 +202,10 @@ def test_no_flapping_and_nobody_who_is_gone(
 ) -> None:
     """Whatever gateways do: a node has one as long as one is offered, none that has ended, and
     leaves a good one at most once in PATIENCE seconds."""
-    known, chosen, now, count = Offers(), Chosen(), 0.0, 0
+    known, chosen, now = Offers(), Chosen(), 0.0
     last = float("-inf")
-    for tenths, present, costs in steps:
+    for count, (tenths, present, costs) in enumerate(steps, 1):
         now += tenths / 10
-        count += 1
         for number in sorted(present):
             known.hear(offer(number, count), now)
         known.end(now)

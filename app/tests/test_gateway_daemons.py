@@ -146,7 +146,7 @@ def advertisements(node: NamespaceNode) -> subprocess.Popen[bytes]:
 
 def link_local(node: NamespaceNode, interface: str) -> str:
     told = json.loads(inside(node, "ip", "-6", "-j", "address", "show", "dev", interface))
-    return next(one["local"] for one in told[0]["addr_info"] if one["scope"] == "link")
+    return next(str(one["local"]) for one in told[0]["addr_info"] if one["scope"] == "link")
 
 
 def own(node: NamespaceNode) -> IPv6Address:

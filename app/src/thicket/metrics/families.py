@@ -82,7 +82,7 @@ FAMILIES = (
            ("interface",)),
     # -- gateways
     Family("thicket_gateway_offered", "gauge", "A gateway that this node knows, and its ways.",
-           ("node", "way")),
+           ("gateway", "way")),
     Family("thicket_gateway_used", "gauge", "Whether a gateway of another node is taken.",
            ("way",)),
     Family("thicket_uplink_good", "gauge", "Whether this node's uplink leads somewhere.",
