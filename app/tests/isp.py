@@ -91,7 +91,8 @@ class Isp:
         if self.kind == "ipv4":
             self.start(
                 "dnsmasq", "dnsmasq", "--keep-in-foreground", "--no-daemon",
-                "--conf-file=/dev/null", "--port=0", "--interface=wan", "--dhcp-range=192.0.2.100,192.0.2.150,1h",
+                "--conf-file=/dev/null", "--port=0", "--interface=wan",
+                "--dhcp-range=192.0.2.100,192.0.2.150,1h",
                 "--dhcp-option=option:dns-server,192.0.2.1", "--dhcp-authoritative",
                 f"--dhcp-leasefile={folder}/leases", "--pid-file=", "--no-ping",
             )  # fmt: skip

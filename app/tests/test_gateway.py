@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface, IPv6Network
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import pytest
 from hypothesis import given
@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from thicket.base.fields import ConfigError
 from thicket.config.schema import Settings, check, find_key
 from thicket.daemon.parts import mesh_settings
-from thicket.distribution.etf import decode, encode
+from thicket.distribution.etf import Atom, Pid, decode, encode
+from thicket.distribution.node import NodeInfo
 from thicket.gateway import checks, health, lease
 from thicket.gateway.choose import NEARER, PATIENCE, Chosen, choose
+from thicket.gateway.exchange import Exchange
 from thicket.gateway.health import BACK, FAILURES, Health, Look, works
 from thicket.gateway.offers import (
     ENDS,
@@ -151,6 +153,90 @@ def test_a_gateway_nearby_finds_a_place_among_many_far_ones() -> None:
     assert not known.hear(offer(50, hops=3), 0.0)
     assert known.hear(offer(51), 0.0)
     assert len(known) == MOST
+
+
+# -- how they spread
+
+
+class Wire(NamedTuple):
+    """A connection."""
+
+    name: str
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+
+class Cluster:
+    """In place of a node: what an exchange asks of it, and what it sends."""
+
+    def __init__(self, *direct: int, far: tuple[int, ...] = ()) -> None:
+        self.connections = {f"thicket@{at(n)}": Wire(f"thicket@{at(n)}") for n in direct}
+        self.far = [f"thicket@{at(n)}" for n in far]
+        self.sent: list[tuple[str, Offer]] = []
+
+    def new_pid(self) -> Pid:
+        return Pid(Atom("a@b"), 1, 0, 1)
+
+    def register(self, name: str, process: object) -> None:
+        assert name == "thicket_gateways"
+
+    def nodes(self) -> list[NodeInfo]:
+        return [NodeInfo(name, "up", 0.0) for name in self.connections] + [
+            NodeInfo(name, "up", 0.0, direct=False) for name in self.far
+        ]
+
+    def send_to_name(self, to: Wire, pid: Pid, name: str, message: Any) -> None:
+        found = unpack(message, MESH)
+        assert found is not None
+        self.sent.append((to.name, found))
+
+
+def exchange(cluster: Cluster, *near: int) -> Exchange:
+    names = [f"thicket@{at(n)}" for n in near]
+    return Exchange(cast(Any, cluster), lambda: (at(1), MESH), lambda: names, lambda: None)
+
+
+def say(to: Exchange, cluster: Cluster, by: int, one: Offer) -> None:
+    to.on_message(cast(Any, cluster.connections[f"thicket@{at(by)}"]), pack(one))
+
+
+def test_a_gateway_is_believed_for_itself_alone() -> None:
+    cluster = Cluster(2, 3)
+    one = exchange(cluster)
+    say(one, cluster, 3, offer(2))  # in the name of another
+    say(one, cluster, 3, offer(2, hops=1))  # nobody passes on where all are connected
+    say(one, cluster, 3, offer(1))  # in ours
+    one.on_message(cast(Any, cluster.connections[f"thicket@{at(2)}"]), ("offer", "nonsense"))
+    assert not len(one.offers)
+    say(one, cluster, 2, offer(2))
+    assert [heard.offer for heard in one.offers] == [offer(2)]
+    assert cluster.sent == []
+
+
+def test_neighbours_pass_on_what_is_news_of_members() -> None:
+    cluster = Cluster(2, 3, 4, far=(5,))
+    one = exchange(cluster, 2, 3, 4)
+    say(one, cluster, 2, offer(2))
+    assert cluster.sent == [(f"thicket@{at(n)}", offer(2, hops=1)) for n in (3, 4)]
+    cluster.sent.clear()
+    say(one, cluster, 2, offer(2))
+    assert cluster.sent == []
+    say(one, cluster, 3, offer(5, hops=1))
+    assert [to for to, _ in cluster.sent] == [f"thicket@{at(n)}" for n in (2, 4)]
+    say(one, cluster, 3, offer(6, hops=1))  # of nobody that is in the cluster
+    say(one, cluster, 3, offer(4, hops=1))  # who would say it himself
+    assert {heard.offer.origin for heard in one.offers} == {at(2), at(5)}
+
+
+def test_who_says_too_much_is_not_heard() -> None:
+    cluster = Cluster(2)
+    one = exchange(cluster)
+    for number in range(200):
+        say(one, cluster, 2, offer(2, number + 1))
+    (heard,) = one.offers
+    assert heard.offer.number <= 34
 
 
 # -- the choice

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from thicket.base.files import make_folder, read, remove, write_atomically
 from thicket.base.pace import Backoff
+from thicket.base.patience import run
+from thicket.base.threads import finish
 from thicket.gateway import checks
 from thicket.gateway.health import Health, Look, works
 from thicket.gateway.lease import PROTOCOLS, Lease
@@ -38,6 +40,7 @@ log = getLogger(__name__)
 
 #: Of the routes that dhcpcd makes: behind those to another gateway (:data:`.plan.METRIC`).
 METRIC = 2048
+_TUN = "/dev/net/tun"
 SCRIPT = "/usr/lib/thicket/uplink-event"
 #: Seconds until a program is started again that has ended by itself.
 _AGAIN = (1.0, 5.0, 20.0, 60.0)
@@ -140,6 +143,7 @@ class Uplink:
         self._texts: dict[str, str] = {}
         self._pauses: dict[str, tuple[Backoff, float]] = {}
         self._ready = False
+        self._tun_asked = False
 
     @property
     def interface(self) -> str:
@@ -164,7 +168,7 @@ class Uplink:
                 f"there is no interface {self.interface} (gateway.uplink); there are: "
                 f"{', '.join(_interfaces()) or 'none'}",
             )
-            self.seen = None
+            self.seen, self._ready = None, False  # a new one of the name has settings of its own
             self._lost("there is no such interface")
             return self.own
         self._problems.clear(PART, "no-uplink")
@@ -276,6 +280,9 @@ class Uplink:
         """Run NAT64; return the index of its interface, 0 without it."""
         if not self._settings.nat64:
             return 0
+        if not os.path.exists(_TUN) and not self._tun_asked:
+            self._tun_asked = True  # a module of the kernel makes it, where it is not built in
+            await finish(_load_tun)
         text = tayga_conf(self._folder)
         self._write("tayga.conf", text)
         await self._keep("tayga", ("tayga", "--nodetach", "-c", f"{self._folder}/tayga.conf"), text)
@@ -423,6 +430,15 @@ def _user(name: str) -> str:
         return pwd.getpwnam(name).pw_name
     except KeyError:
         return ""
+
+
+def _load_tun() -> None:
+    try:
+        status, said = run(["modprobe", "tun"], 10.0)
+    except (OSError, TimeoutError) as error:
+        status, said = 1, str(error)
+    if status != 0:
+        log.warning("the kernel's module tun cannot be loaded: %s", said[-200:])
 
 
 def _sysctl(name: str, value: str) -> None:
