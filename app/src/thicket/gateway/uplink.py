@@ -40,6 +40,8 @@ log = getLogger(__name__)
 
 #: Of the routes that dhcpcd makes: behind those to another gateway (:data:`.plan.METRIC`).
 METRIC = 2048
+#: It needs no rights once it has its interface, and parses what comes from both sides.
+_TAYGA = ("tayga", "--nodetach", "-u", "nobody", "-g", "nogroup")
 _TUN = "/dev/net/tun"
 SCRIPT = "/usr/lib/thicket/uplink-event"
 #: Seconds until a program is started again that has ended by itself.
@@ -60,11 +62,11 @@ def dhcpcd_conf(interface: str, script: str, folder: str) -> str:
     )
 
 
-def tayga_conf(folder: str) -> str:
+def tayga_conf() -> str:
     """Return the configuration of tayga, tayga.conf(5)."""
     return (
         f"tun-device {NAT64_INTERFACE}\nipv4-addr {NAT64_POOL.network_address + 1}\n"
-        f"prefix {NAT64}\ndynamic-pool {NAT64_POOL}\ndata-dir {folder}\n"
+        f"prefix {NAT64}\ndynamic-pool {NAT64_POOL}\n"
     )
 
 
@@ -195,6 +197,7 @@ class Uplink:
     def _prepare(self, index: int) -> None:
         """Make this machine a router. The firewall's rules are in force already."""
         make_folder(self._folder, 0o755)
+        make_folder(f"{self._folder}/empty", 0o755)  # where dhcpcd locks itself in, see passwd
         for one in PROTOCOLS:  # of an earlier start
             remove(f"{self._folder}/lease.{one}")
         try:
@@ -283,9 +286,9 @@ class Uplink:
         if not os.path.exists(_TUN) and not self._tun_asked:
             self._tun_asked = True  # a module of the kernel makes it, where it is not built in
             await finish(_load_tun)
-        text = tayga_conf(self._folder)
+        text = tayga_conf()
         self._write("tayga.conf", text)
-        await self._keep("tayga", ("tayga", "--nodetach", "-c", f"{self._folder}/tayga.conf"), text)
+        await self._keep("tayga", (*_TAYGA, "-c", f"{self._folder}/tayga.conf"), text)
         if not self._runs("tayga"):
             return 0
         index = self._kernel.links.index(NAT64_INTERFACE)
