@@ -114,6 +114,7 @@ class Isp:
 
     def start(self, name: str, *command: str) -> None:
         """Run a server in the provider's namespace until :meth:`stop`."""
+        self.stop(name)  # one that runs already
         with (self.folder / f"{name}.log").open("a") as output:
             self._running[name] = subprocess.Popen(
                 ["nsenter", f"--net=/proc/{self.pid}/ns/net", *command],
@@ -126,7 +127,7 @@ class Isp:
 
     def stop(self, *names: str) -> None:
         """End some servers, or all."""
-        for name in names or [one for one in self._running if one != "holder"]:
+        for name in names if names else [one for one in self._running if one != "holder"]:
             process = self._running.pop(name, None)
             if process is not None:
                 process.terminate()
