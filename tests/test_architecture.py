@@ -40,6 +40,7 @@ FLOORS = (
         "cable",
         "cluster",
         "firewall",
+        "gateway",
         "applications",
         "operators",
         "update",

@@ -27,6 +27,7 @@ from thicket.daemon.daemon import Daemon
 from thicket.daemon.parts import Parts
 from thicket.identity.source import Identity
 from thicket.radio.events import Joined, RadioEvent
+from thicket.radio.interface import guard
 from thicket.radio.radio import Radio
 from thicket.radio.section import MeshSection
 from thicket.timekeeping.chrony import Chrony
@@ -59,6 +60,7 @@ class WireMesh(Radio):
             self._moved.set()
 
     async def run(self) -> None:
+        guard("mesh0")
         network_namespace.up("mesh0")
         while True:
             self._moved.clear()
@@ -140,6 +142,10 @@ class WireParts(Parts):
         if not Path(paths.root, "chrony").exists():  # most tests have no use for it
             return None
         return ClockOfItsOwn(f"{paths.run}/time", f"{paths.data}/time", on_exit, options=("-x",))
+
+    def owns_network(self, paths: Paths) -> bool:
+        # Its namespace is its own. Most tests have no use for rules and routes.
+        return Path(paths.root, "network").exists()
 
     def mounter(self) -> Mounter:
         from apps_for_tests import Unpacking

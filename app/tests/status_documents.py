@@ -79,6 +79,21 @@ _DOCUMENT: dict[str, Any] = {
         "until": "2026-12-24T18:00:00Z",
         "revocations": {"number": 5, "issued": "2026-01-01T00:00:00Z", "names": 2, "lists": 1},
     },
+    "gateway": {
+        "uplink": {
+            "interface": "eth0", "state": "good",
+            "ipv4": {"good": True, "why": None, "has": "192.0.2.100"},
+            "ipv6": {"good": True, "why": None, "has": "2001:db8:100::/64"},
+            "nat64": True, "names": ["192.0.2.1"], "resolver": True,
+            "checks": {"192.0.2.1": True},
+        },
+        "uses": {"ipv6": None, "ipv4": "fd12:3456:789a:1::2"},
+        "addresses": ["2001:db8:100::1"], "names": ["::1"],
+        "known": [
+            {"node": "fd12:3456:789a:1::2", "ways": ["ipv4", "names"], "prefix": None, "hops": 0,
+             "metric": None},
+        ],
+    },
     "time": {
         "state": "nodes", "known": True, "by": "nodes", "source": "fd12:3456:789a:1::2",
         "origin": "fd12:3456:789a:1::2", "stratum": 5, "offset": 0.000_02, "error": 0.000_4,

@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from ctypes import CDLL
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Interface, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,24 @@ class TestRules:
     def test_a_gate_leaves_forwarding_to_rules_of_its_own(self) -> None:
         assert "policy drop" in chain(ruleset(made(), "mesh0"), "forward")
         assert "hook forward" not in ruleset(made(mesh={"gate": True}), "mesh0")
+
+    def test_a_gateway_lets_out_and_in_what_answers(self) -> None:
+        settings = made(gateway={"uplink": "eth0"})
+        given = IPv6Network("2001:db8:100::/64")
+        text = ruleset(settings, "mesh0", (given,))
+        forward = chain(text, "forward").split("\n\t\t")
+        assert forward[-1] == "counter name forward drop"
+        sources = f"ip6 saddr {{ fd12:3456:789a:1::/64, {given} }}"
+        assert f'iifname "mesh0" oifname "eth0" {sources} accept' in forward
+        assert not any('iifname "eth0"' in line for line in forward)
+        assert 'oifname "eth0" ip6 saddr fd12:3456:789a:1::/64 masquerade' in chain(text, "leave")
+        assert served(text) == {53, 4369, 9100}
+        # With addresses that mean something outside nothing is replaced.
+        prefix = IPv6Interface("2001:db8:1::/64")
+        text = ruleset(made(gateway={"uplink": "eth0"}, address={"prefix": prefix}), "mesh0")
+        assert "ip6 saddr 2001:db8:1::/64 masquerade" not in text
+        text = ruleset(made(gateway={"uplink": "eth0", "nat64": False}), "mesh0")
+        assert "nat64" not in text
 
     def test_logging_only_where_asked_for(self) -> None:
         assert " log " not in ruleset(made(), "mesh0")

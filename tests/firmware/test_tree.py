@@ -55,14 +55,14 @@ def test_check_package_finds_nothing(buildroot: Path) -> None:
 def test_legal_info_has_the_hash_of_every_licence(makefile: Path) -> None:
     """Without one, ``make BOARD-legal-info`` warns, and takes whatever file is there."""
     (names,) = re.findall(r"_LICENSE_FILES = (.*)", makefile.read_text())
-    (site,) = re.findall(r"_SITE = \$\(BR2_EXTERNAL_THICKET_PATH\)/(.*)", makefile.read_text())
+    site = re.search(r"_SITE = \$\(BR2_EXTERNAL_THICKET_PATH\)/(.*)", makefile.read_text())
     lines = makefile.with_suffix(".hash").read_text().splitlines()
     known = {line.split()[2]: line.split()[1] for line in lines if line.startswith("sha256")}
     for name in names.split():
-        assert (
-            hashlib.sha256((TOP / "br2-external" / site / name).read_bytes()).hexdigest()
-            == known[name]
-        )
+        assert len(known[name]) == 64
+        if site is not None:  # otherwise it is in what is downloaded
+            text = (TOP / "br2-external" / site[1] / name).read_bytes()
+            assert hashlib.sha256(text).hexdigest() == known[name]
 
 
 @pytest.mark.parametrize("toolchain", ["bootlin", "internal"])

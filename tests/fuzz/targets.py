@@ -1311,6 +1311,67 @@ def label_seeds() -> Iterator[bytes]:
         yield pack(text, number("signature"), chain()[2])
 
 
+def make_gateway() -> Try:
+    """An offer of a gateway, as a member of the cluster sends it."""
+    from thicket.distribution.etf import DecodeError, decode
+    from thicket.gateway.offers import pack, unpack
+    from thicket.gateway.section import NAT64
+
+    def one(data: bytes) -> None:
+        try:
+            message = decode(data)
+        except DecodeError:
+            return
+        found = unpack(message, PREFIX)
+        if found is None:
+            return
+        assert found.origin in PREFIX
+        if found.prefix is not None:
+            assert found.prefix.prefixlen == 64
+            assert not found.prefix.overlaps(PREFIX)
+            assert not found.prefix.overlaps(NAT64)
+        assert unpack(pack(found), PREFIX) == found
+
+    return one
+
+
+def gateway_seeds() -> Iterator[bytes]:
+    from thicket.distribution.etf import encode
+    from thicket.gateway.offers import Offer, Way, pack
+
+    given = IPv6Network("2001:db8:100::/64")
+    for ways, prefix in ((Way.NONE, None), (Way.IPV6, given), (Way.IPV4 | Way.NAMES, None)):
+        yield encode(pack(Offer(7, 1, OTHER, 0, ways, prefix)))
+
+
+def make_lease() -> Try:
+    """What a network at the uplink has given, behind the name of the protocol."""
+    from thicket.gateway.lease import MOST_NAMES, PROTOCOLS, lease
+    from thicket.gateway.plan import delegated
+
+    def one(data: bytes) -> None:
+        texts = [part.decode("utf-8", "replace") for part in records(data)]
+        found = lease(dict(zip(PROTOCOLS, texts, strict=False)))
+        assert len(found.names) <= MOST_NAMES
+        for name in found.names:
+            assert not (name.is_multicast or name.is_link_local or name.is_unspecified)
+        given = delegated(found, PREFIX)
+        if given is not None:
+            assert given[0].subnet_of(given[1])
+            assert given[0].prefixlen == 64
+
+    return one
+
+
+def lease_seeds() -> Iterator[bytes]:
+    texts = (
+        b"new_ip_address=192.0.2.100\nnew_routers=192.0.2.1\nnew_domain_name_servers=192.0.2.1\n",
+        b"nd1_from=fe80::1\nnd1_addr1=2001:db8::5/64\nnd1_rdnss1_servers=2001:db8::1\n",
+        b"new_dhcp6_ia_pd2_prefix1=2001:db8:100::\nnew_dhcp6_ia_pd2_prefix1_length=56\n",
+    )
+    yield b"".join(len(text).to_bytes(2, "big") + text for text in texts)
+
+
 def make_summary() -> Try:
     """What another node tells of itself, and what is made of it."""
     import zlib
@@ -2337,6 +2398,10 @@ TARGETS: dict[str, Target] = {
         make_labels,
         label_seeds,
         words=(*JSON_WORDS, b'"number":', b'"labels":', b'"0000000000000007":[1,"'),
+    ),
+    "gateway": Target(make_gateway, gateway_seeds),
+    "lease": Target(
+        make_lease, lease_seeds, words=(b"nd1_", b"_length=", b"_vltime=0", b"/129", b"%", b"::")
     ),
     "summary": Target(
         make_summary,

@@ -143,6 +143,8 @@ def status_text(doc: dict[str, Any]) -> str:
         from thicket.cli.time import time_text
 
         facts.append(("Time", time_text(told)))
+    if (ways := doc.get("gateway")) is not None:
+        facts.append(("Gateway", gateway_text(ways)))
     facts.append(("Firewall", firewall_text(doc["firewall"])))
     data, last = doc["data"], doc["last_restart"]
     facts.append(("Data", data["state"] + (f": {data['message']}" if data["message"] else "")))
@@ -174,6 +176,25 @@ def status_text(doc: dict[str, Any]) -> str:
     width = max(len(name) for name, _ in facts)
     lines += [f"{name + ':':<{width + 1}} {value}" for name, value in facts]
     return "\n".join(lines)
+
+
+def gateway_text(ways: dict[str, Any]) -> str:
+    """Return the ways out of the mesh in one line: the own one, and those that are taken."""
+    words, kinds = [], {"ipv6": "IPv6", "ipv4": "IPv4 (NAT64)"}
+    if (uplink := ways["uplink"]) is not None:
+        good = [name for way, name in (("ipv6", "IPv6"), ("ipv4", "IPv4")) if uplink[way]["good"]]
+        prefix = f" {uplink['ipv6']['has']}" if uplink["ipv6"]["good"] else ""
+        more = " with NAT64" if uplink["nat64"] else ""
+        what = f"{' and '.join(good)}{more}{prefix}" if good else "leads nowhere"
+        words.append(f"this node, by {uplink['interface']}: {what}")
+    taken: dict[str, list[str]] = {}
+    for way, node in ways["uses"].items():
+        if node is not None:
+            taken.setdefault(node, []).append(kinds[way])
+    words += [f"{' and '.join(names)} by {node}" for node, names in taken.items()]
+    if not taken and uplink is None:
+        words.append("none")
+    return "; ".join(words)
 
 
 def slot_text(slot: dict[str, Any]) -> str:

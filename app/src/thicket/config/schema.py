@@ -13,6 +13,7 @@ from thicket.config.ports import check_ports
 from thicket.device.section import LedSection, ResetSection, check_gpios
 from thicket.discovery.section import DiscoverySection, check_expire
 from thicket.firewall.section import FirewallSection
+from thicket.gateway.section import GatewaySection, check_gateway
 from thicket.identity.section import AddressSection, IdentitySection
 from thicket.metrics.section import MetricsSection
 from thicket.radio.section import (
@@ -60,8 +61,9 @@ class Settings:
     """A whole configuration, valid by construction."""
 
     __slots__ = (
-        "access", "address", "application", "cluster", "discovery", "firewall", "identity",
-        "led", "log", "mesh", "metrics", "reset", "status", "syslog", "time", "trust", "update",
+        "access", "address", "application", "cluster", "discovery", "firewall", "gateway",
+        "identity", "led", "log", "mesh", "metrics", "reset", "status", "syslog", "time",
+        "trust", "update",
     )  # fmt: skip
 
     def __init__(self, values: dict[str, dict[str, Any]] | None = None) -> None:
@@ -82,6 +84,7 @@ class Settings:
         self.metrics = MetricsSection(v.get("metrics"))
         self.syslog = SyslogSection(v.get("syslog"))
         self.time = TimeSection(v.get("time"))
+        self.gateway = GatewaySection(v.get("gateway"))
         #: Settings of applications by name, as the file has them; the application judges them.
         self.application: dict[str, dict[str, Any]] = dict(v.get(APPLICATION, {}))
 
@@ -145,6 +148,7 @@ SECTIONS: dict[str, type[Section]] = {
     "metrics": MetricsSection,
     "syslog": SyslogSection,
     "time": TimeSection,
+    "gateway": GatewaySection,
 }
 
 #: The table of the applications' own settings, ``[application.NAME]``.
@@ -314,4 +318,10 @@ _CROSS_CHECKS: tuple[Callable[[Settings, str], Finding | None], ...] = (
     lambda settings, file: check_expire(settings.discovery, file),
     lambda settings, file: check_gpios(settings.led, settings.reset, file),
     check_ports,
+    lambda settings, file: check_gateway(
+        settings.gateway,
+        settings.address.prefix.network,
+        firewall=settings.firewall.enabled,
+        file=file,
+    ),
 )

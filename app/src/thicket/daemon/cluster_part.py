@@ -285,6 +285,7 @@ class ClusterPart:
             self.session = session
             self._trust.attach(node)
             self._host.time.attach(node)
+            self._host.gateway.attach(node, session.topology.chosen)
             if discovery.discovery is not None:  # nodes that were heard before
                 for address, entry in discovery.discovery.table.entries.items():
                     membership.heard(address, True, entry.spelling)
@@ -293,6 +294,7 @@ class ClusterPart:
             session.close()
             teller.close()
             self._host.time.detach()
+            self._host.gateway.detach()
             self._trust.detach()
             self.session = None
             del core.problems.sources["cluster"]

@@ -77,6 +77,7 @@ class Daemon:
         )
         self.live: Live | None = None
         self.firewall = Firewall(paths, make.interface, problems, loaded.settings)
+        self.firewall.ours = make.owns_network(paths)
         self.led = LedPart(paths, problems, loaded.settings.led)
         self.status = Writer(
             paths.status, self.document, self._refresh, loaded.settings.status.interval
@@ -193,7 +194,7 @@ class Daemon:
         live = self.live = Live(
             core,
             identity,
-            self.firewall.in_force,
+            self.firewall,
             self.reload.run,
             self._begin,
             update=lambda: self.update,
@@ -233,7 +234,8 @@ class Daemon:
         self.reload.close()
         # The cluster first: its connections close properly while the mesh still carries them.
         for name in (
-            "operators", "metrics", "cable", "cluster", "time", "dns-sd", "discovery", "trust",
+            "operators", "metrics", "cable", "gateway", "cluster", "time", "dns-sd", "discovery",
+            "trust",
             "radio", "firewall", "care", "update", "upkeep", "status", "control", "syslog",
         ):  # fmt: skip
             await self.stop_part(name)

@@ -181,6 +181,7 @@ def document(daemon: Daemon) -> dict[str, Any]:
         },
         "trust": live.trust.status() if live is not None else None,
         "time": live.time.status() if live is not None else None,
+        "gateway": live.gateway.status() if live is not None else None,
         "passphrase": passphrase.status() if passphrase is not None else None,
         "applications": applications.status() if applications is not None else [],
         "installed": live.installed.status() if live is not None else [],

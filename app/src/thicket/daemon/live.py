@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from thicket.daemon.cable_part import CablePart
 from thicket.daemon.cluster_part import ClusterPart
 from thicket.daemon.core import OwnIdentity
 from thicket.daemon.discovery_part import DiscoveryPart, DnsSdPart
+from thicket.daemon.gateway_part import GatewayPart
 from thicket.daemon.installed_part import InstalledPart
 from thicket.daemon.operators_part import OperatorsPart
 from thicket.daemon.radio_part import RadioPart
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from thicket.config.schema import Settings
     from thicket.control.server import Handler
     from thicket.daemon.core import Core
+    from thicket.firewall.service import Firewall
     from thicket.identity.source import Identity
     from thicket.radio.radio import Radio
     from thicket.trust.operator import Operator
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 class Live:
     """The parts that need the identity. It passes on what one part has to tell another.
 
-    :param may_join: set once the firewall is in force.
+    :param firewall: nothing is joined or forwarded before it is in force.
     :param reload: reads the configuration again and follows it.
     :param begin: starts a supervised part under its name.
     :param update: returns the part that knows the slots; None until it has begun.
@@ -45,7 +46,7 @@ class Live:
         self,
         core: Core,
         identity: Identity,
-        may_join: asyncio.Event,
+        firewall: Firewall,
         reload: Callable[[], Awaitable[Any]],
         begin: Callable[[str, Callable[[], Awaitable[None]]], None],
         *,
@@ -59,7 +60,7 @@ class Live:
         self.update = update
         self.document = document
         self._core = core
-        self.radio = RadioPart(core, self.me, may_join, self)
+        self.radio = RadioPart(core, self.me, firewall.in_force, self)
         begin("radio", self.radio.run)
         from thicket.trust.service import Trust  # late, as the radio starts first
 
@@ -73,6 +74,7 @@ class Live:
         )
         self.installed = InstalledPart(core)
         self.time = TimePart(core, self.me, self.trust)
+        self.gateway = GatewayPart(core, self.me, self.radio, firewall.in_force, firewall.let_out)
         self.cluster = ClusterPart(
             core, self.me, self.trust, self.radio, self, installed=self.installed
         )
@@ -88,6 +90,7 @@ class Live:
         begin("time", self.time.run)
         self.cable = CablePart(core, self.me, use_cables)
         begin("cable", self.cable.run)
+        begin("gateway", self.gateway.run)
 
     # -- events of the radio, see radio_part.RadioListener
 

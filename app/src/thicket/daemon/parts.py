@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from thicket.identity.source import Identity
     from thicket.radio.events import RadioEvent
     from thicket.radio.radio import Radio
+    from thicket.radio.section import MeshSection
     from thicket.timekeeping.chrony import Chrony
 
 log = getLogger(__name__)
@@ -33,10 +34,24 @@ log = getLogger(__name__)
 MESSAGE_SHARE = 8
 
 
+def mesh_settings(settings: Settings) -> MeshSection:
+    """Return what the radio is told: a gateway is a gate of the mesh as well."""
+    if settings.gateway.uplink and not settings.mesh.gate:
+        return settings.mesh.replace(gate=True)
+    return settings.mesh
+
+
 class Parts:
     """Makes the parts of a node of this machine."""
 
     interface = "mesh0"
+
+    def owns_network(self, paths: Paths) -> bool:
+        """Whether this daemon is the machine's own, and may change its network.
+
+        A daemon in another directory, as on a developer's machine, leaves it alone.
+        """
+        return not paths.root
 
     async def identity(self, settings: Settings) -> Identity:
         """Return the node's identity; a missing chip is no failure."""
@@ -57,7 +72,7 @@ class Parts:
         """
         from thicket.radio.mesh import Mesh
 
-        return Mesh(settings.mesh, address, listener, interface=self.interface)
+        return Mesh(mesh_settings(settings), address, listener, interface=self.interface)
 
     def open_chip(self, identity: Identity) -> AsyncAtecc:
         """Open the chip that the identity was read from, for signing.

@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Protocol
 
+from thicket.daemon.parts import mesh_settings
+
 if TYPE_CHECKING:
     from ipaddress import IPv6Address
 
@@ -80,7 +82,7 @@ class RadioPart:
             return
         core = self._core
         try:
-            self.mesh.apply(core.settings.mesh, self._me.address)
+            self.mesh.apply(mesh_settings(core.settings), self._me.address)
         except ValueError as e:
             core.problems.report("radio", "settings", str(e))
         else:

@@ -143,7 +143,7 @@ class Reload:
             live.me.move(self._core.settings)
             # the other parts wait until the radio has the new address
             self._core.joined.clear()
-        if moved or "mesh" in sections:
+        if moved or sections & {"mesh", "gateway"}:
             live.radio.follow()
         if moved or "trust" in sections:
             live.trust.ready.clear()  # at once: the cluster must not use the old credentials
@@ -160,6 +160,8 @@ class Reload:
             self._restart("cable")
         if moved or "time" in sections:
             self._restart("time")
+        if moved or "gateway" in sections:
+            self._restart("gateway")
         if moved or changed & {"discovery.dns_sd", "cluster.name", "cluster.port"}:
             self._restart("dns-sd")
         session = live.cluster.session

@@ -212,6 +212,14 @@ def _canonical(name: str) -> str:
     return "@".join(split_name(name))
 
 
+def address_of(name: str) -> IPv6Address | None:
+    """Return the address in a node's name; None where it has none."""
+    try:
+        return IPv6Address(key_of(name).partition("@")[2])
+    except ValueError:
+        return None
+
+
 _MAX_REASON = 500  # bytes of a refusal's words
 _OWN_MEANING = frozenset(
     ("simultaneous", "connected", "stopped", "closed", "timeout", "wrong-peer")

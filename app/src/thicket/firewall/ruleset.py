@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from ipaddress import IPv6Network
+
 from thicket.base.sockets import is_address
 from thicket.config.schema import Settings
 from thicket.discovery.beacon import PORT as BEACON_PORT
+from thicket.gateway.section import NAT64, NAT64_INTERFACE, NAT64_POOL
 from thicket.metrics.section import MESH
 
 TABLE = "thicket"
@@ -13,6 +17,7 @@ EPMD_PORT = 4369
 SSH_PORT = 22
 MDNS_PORT = 5353
 NTP_PORT = 123
+DNS_PORT = 53
 
 #: Reasons for dropping a packet, which are the counters' names.
 REASONS = (
@@ -43,6 +48,11 @@ _ECHO = (100, 200)
 #: A node asks 64 others a packet a minute at most, and four in a second when it begins.
 _NTP_ALL = (50, 200)
 _NEIGHBOUR_SENDER = (100, 200)
+#: Questions for names to a gateway, and what a router or a server at its uplink says.
+_NAMES_ALL = (500, 1000)
+_UPLINK = (20, 40)
+#: Local addresses (RFC 4193), which mean nothing outside of the mesh.
+_LOCAL = IPv6Network("fc00::/7")
 #: A node that joins makes two connections (port mapper, node) to each of the others, one by one.
 _CONNECTION_SENDER = (20, 60)
 _CONNECTION_ALL = (200, 400)
@@ -56,13 +66,19 @@ _SENDERS = 1024
 _SENDER_SECONDS = 20
 
 
-def ruleset(settings: Settings, interface: str, cables: frozenset[str] = frozenset()) -> str:
+def ruleset(
+    settings: Settings,
+    interface: str,
+    cables: frozenset[str] = frozenset(),
+    delegated: Sequence[IPv6Network] = (),
+) -> str:
     """Return the commands for ``nft -f`` that replace the rules by those for ``settings``.
 
     Without a firewall they only remove the table.
 
     :param interface: the mesh interface.
     :param cables: interfaces where people are let in, if the settings let anybody in there.
+    :param delegated: the prefixes of a gateway in which nodes have addresses besides the mesh's.
     """
     # "table" creates a missing table, so that deleting it never fails
     head = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
@@ -79,7 +95,7 @@ def ruleset(settings: Settings, interface: str, cables: frozenset[str] = frozens
     return (
         f"{head}table inet {TABLE} {{\n{counters}\n{senders}\n{_early(interface)}\n"
         f"{_input(settings, interface, names)}\n{_mesh(settings)}\n"
-        f"{_cable(settings) if names else ''}{_forward(settings)}}}\n"
+        f"{_cable(settings) if names else ''}{_forward(settings, interface, delegated)}}}\n"
     )
 
 
@@ -131,6 +147,7 @@ def _input(settings: Settings, interface: str, cables: list[str]) -> str:
         "icmpv6 type mld-listener-query ip6 saddr fe80::/10 accept",
         f"icmpv6 type echo-request {_over(_ECHO)} counter name echo_flood drop",
         "icmpv6 type echo-request accept",
+        *_from_uplink(settings),
         # These are for routers, and every host hears them; they do not count as attempts.
         "icmpv6 type { nd-router-solicit, nd-router-advert, mld-listener-report, "
         "mld-listener-done, mld2-listener-report } drop",
@@ -170,6 +187,8 @@ def _mesh(settings: Settings) -> str:
     served = {EPMD_PORT, settings.cluster.port}
     if settings.access.ssh_keys:
         served.add(SSH_PORT)
+    if settings.gateway.uplink:
+        served.add(DNS_PORT)
     if settings.access.operators and settings.trust.root:
         served.add(settings.access.operator_port)
     if MESH in settings.metrics.listen:
@@ -183,6 +202,10 @@ def _mesh(settings: Settings) -> str:
     if settings.time.enabled and settings.time.neighbours:
         lines.append(f"udp dport {NTP_PORT} {_over(_NTP_ALL)} counter name ntp_flood drop")
         lines.append(f"udp dport {NTP_PORT} accept")
+    if settings.gateway.uplink:
+        rate, burst = _NAMES_ALL
+        names = f"udp dport {DNS_PORT} limit rate {rate}/second burst {burst} packets accept"
+        lines.append(names)
     for protocol in ("tcp", "udp"):
         allowed = [
             ports for kind, _, ports in (p.partition("/") for p in settings.firewall.allow)
@@ -225,15 +248,56 @@ def _cable(settings: Settings) -> str:
     )
 
 
-def _forward(settings: Settings) -> str:
-    """A node forwards nothing between networks. A gate does, by the rules of another table.
+def _from_uplink(settings: Settings) -> list[str]:
+    """What gives the uplink of a gateway its addresses; nothing else is served there."""
+    uplink, (rate, burst) = settings.gateway.uplink, _UPLINK
+    if not uplink:
+        return []
+    limited = f"limit rate {rate}/second burst {burst} packets accept"
+    return [
+        f'iifname "{uplink}" icmpv6 type nd-router-advert ip6 hoplimit 255 {limited}',
+        f'iifname "{uplink}" ip6 saddr fe80::/10 udp sport 547 udp dport 546 {limited}',
+        f'iifname "{uplink}" udp sport 67 udp dport 68 {limited}',
+    ]
+
+
+def _forward(settings: Settings, interface: str, delegated: Sequence[IPv6Network]) -> str:
+    """A node forwards nothing between networks. A gateway lets nodes out by its uplink, and in what
+    answers them. A gate of the mesh that has no ``[gateway]`` forwards by the rules of another
+    table.
 
     A packet that one table drops is lost, whatever another one says.
     """
-    if settings.mesh.gate:
-        return ""
-    return _chain(
-        "forward",
+    uplink = settings.gateway.uplink
+    if not uplink:
+        if settings.mesh.gate:
+            return ""
+        return _chain(
+            "forward",
+            "type filter hook forward priority filter; policy drop;",
+            "counter name forward drop",
+        )
+    mesh = settings.address.prefix.network
+    sources = ", ".join(map(str, (mesh, *delegated)))
+    lines = [
         "type filter hook forward priority filter; policy drop;",
-        "counter name forward drop",
+        # The way may be narrower than both ends know, and who drops the word of it is common.
+        "tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu",
+        # Errors are "related": a packet that is too big for the way comes back as such.
+        "ct state established,related accept",
+        "ct state invalid counter name invalid drop",
+        f'iifname "{interface}" oifname "{uplink}" ip6 saddr {{ {sources} }} accept',
+    ]
+    masked = [f'oifname "{uplink}" ip6 saddr {mesh} masquerade'] if mesh.subnet_of(_LOCAL) else []
+    if settings.gateway.nat64:
+        lines += [
+            f'iifname "{interface}" oifname "{NAT64_INTERFACE}" ip6 saddr {{ {sources} }} '
+            f"ip6 daddr {NAT64} accept",
+            f'iifname "{NAT64_INTERFACE}" oifname "{uplink}" ip saddr {NAT64_POOL} accept',
+        ]
+        masked.append(f'oifname "{uplink}" ip saddr {NAT64_POOL} masquerade')
+    return _chain("forward", *lines, "counter name forward drop") + (
+        _chain("leave", "type nat hook postrouting priority srcnat; policy accept;", *masked)
+        if masked
+        else ""
     )

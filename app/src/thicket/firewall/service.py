@@ -13,6 +13,7 @@ machine, leaves that machine's network alone.
 from __future__ import annotations
 
 import asyncio
+from ipaddress import IPv6Network
 from logging import getLogger
 from typing import Any
 
@@ -56,6 +57,7 @@ class Firewall:
         self.in_force = asyncio.Event()
         self.state = "starting"
         self.dropped: dict[str, int] = {}
+        self._out: tuple[IPv6Network, ...] = ()
         self._text = ""
         self._changed = asyncio.Event()
         self._requests: Any = None
@@ -69,6 +71,13 @@ class Firewall:
         """Let people in at these interfaces soon, if the settings let them."""
         if names != self.cables:
             self.cables = names
+            self._changed.set()
+
+    def let_out(self, prefixes: tuple[IPv6Network, ...]) -> None:
+        """Let nodes out of the mesh that have addresses in these prefixes, soon: a gateway has them
+        from its uplink."""
+        if prefixes != self._out:
+            self._out = prefixes
             self._changed.set()
 
     async def run(self) -> None:
@@ -94,7 +103,7 @@ class Firewall:
         :raises OSError: it failed; ``strerror`` says why.
         """
         enabled = self.settings.firewall.enabled
-        text = ruleset(self.settings, self.interface, self.cables)
+        text = ruleset(self.settings, self.interface, self.cables, self._out)
         # Unchanged rules are not loaded again: they keep their counters and the senders' rates.
         if text != self._text and (enabled or self._counters()):
             write_atomically(self.path, text.encode(), durable=False)

@@ -80,6 +80,15 @@ FAMILIES = (
            ("interface",)),
     Family("thicket_interface_transmit_dropped", "counter", "Packets dropped before sending.",
            ("interface",)),
+    # -- gateways
+    Family("thicket_gateway_offered", "gauge", "A gateway that this node knows, and its ways.",
+           ("gateway", "way")),
+    Family("thicket_gateway_used", "gauge", "Whether a gateway of another node is taken.",
+           ("way",)),
+    Family("thicket_uplink_good", "gauge", "Whether this node's uplink leads somewhere.",
+           ("interface",)),
+    Family("thicket_uplink_check", "gauge", "Whether a place at the uplink has answered.",
+           ("asked",)),
     # -- the radio
     Family("thicket_radio", "info", "The radio, and the mesh that it is in.",
            ("state", "driver", "mac", "mesh_id", "security")),

@@ -77,6 +77,7 @@ def numbers(document: dict[str, Any], machine: Machine) -> Numbers:
     _add_cluster(found, document["cluster"])
     _add_trust(found, document["trust"], document["passphrase"])
     _add_time(found, document.get("time"))
+    _add_gateway(found, document.get("gateway"))
     found.add("thicket_firewall_on", document["firewall"]["state"] == "on")
     found.by_reason("thicket_firewall_dropped_packets", document["firewall"]["dropped"])
     _add_software(found, document)
@@ -205,6 +206,20 @@ def _add_radio(
         labels = (path["destination"], path.get("address"))
         found.add("thicket_path_hops", path.get("hops"), *labels)
         found.add("thicket_path_airtime_metric", path.get("metric"), *labels)
+
+
+def _add_gateway(found: _Numbers, told: dict[str, Any] | None) -> None:
+    if told is None:
+        return
+    for one in told["known"]:
+        for way in one["ways"]:
+            found.add("thicket_gateway_offered", 1, one["node"], way)
+    for way, node in told["uses"].items():
+        found.add("thicket_gateway_used", node is not None, way)
+    if (uplink := told["uplink"]) is not None:
+        found.add("thicket_uplink_good", uplink["state"] == "good", uplink["interface"])
+        for asked, answers in uplink["checks"].items():
+            found.add("thicket_uplink_check", answers, asked)
 
 
 def _times(value: float | None, factor: float) -> float | None:

@@ -43,8 +43,12 @@ GROUP_IPV6_ADDRESS = 9
 IFF_UP = 1 << 0  # include/uapi/linux/if.h
 IFF_RUNNING = 1 << 6
 
+IFA_F_NODAD = 0x02
 IFA_F_DADFAILED = 0x08
 IFA_F_TENTATIVE = 0x40
+#: The kernel makes no route of the address's prefix. Those of gateways' prefixes have it
+#: (:meth:`Links.add_borrowed`), and so can be told from a node's own.
+IFA_F_NOPREFIXROUTE = 0x200
 _RT_SCOPE_UNIVERSE = 0
 
 # neighbour states of a link-layer address that was confirmed at least once
@@ -239,23 +243,48 @@ class Links:
     def remove_address(self, index: int, address: str, prefix_length: int) -> None:
         self._requests.request(RTM_DELADDR, self._address(index, address, prefix_length))
 
+    def add_borrowed(self, index: int, address: IPv6Interface) -> None:
+        """Add an address in a prefix that a gateway has.
+
+        Nobody is asked whether it is in use: its lower half is that of the node's own address,
+        which the others were asked about.
+        """
+        message = self._address(index, str(address.ip), address.network.prefixlen)
+        flags = IFA_F_NODAD | IFA_F_NOPREFIXROUTE
+        message["attrs"] = [*message["attrs"], ("IFA_FLAGS", flags)]
+        self._requests.request(RTM_NEWADDR, message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+
+    def borrowed(self, index: int) -> set[IPv6Interface]:
+        """Return the addresses in prefixes of gateways."""
+        return {
+            IPv6Interface((known["address"], known["prefix_length"]))
+            for known in self.addresses(index)
+            if known["scope"] == _RT_SCOPE_UNIVERSE and known["flags"] & IFA_F_NOPREFIXROUTE
+        }
+
+    def _own(self, index: int) -> list[Address]:
+        """Return the addresses of global scope that are no borrowed ones."""
+        return [
+            known
+            for known in self.addresses(index)
+            if known["scope"] == _RT_SCOPE_UNIVERSE and not known["flags"] & IFA_F_NOPREFIXROUTE
+        ]
+
     def remove_all(self, index: int) -> None:
-        """Remove every address of global scope."""
-        for known in self.addresses(index):
-            if known["scope"] == _RT_SCOPE_UNIVERSE:
-                self.remove_address(index, known["address"], known["prefix_length"])
+        """Remove every address of global scope, except those of gateways' prefixes."""
+        for known in self._own(index):
+            self.remove_address(index, known["address"], known["prefix_length"])
 
     def keep_only(self, index: int, address: IPv6Interface) -> int | None:
-        """Make ``address`` the only address of global scope that is left.
+        """Make ``address`` the only address of global scope that is left, besides those of
+        gateways' prefixes.
 
         An address that failed duplicate address detection is removed, to be tried again.
 
         :returns: its IFA_F_* flags, None when it is not there.
         """
         flags = None
-        for known in self.addresses(index):
-            if known["scope"] != _RT_SCOPE_UNIVERSE:
-                continue
+        for known in self._own(index):
             ours = known["address"] == str(address.ip)
             if (
                 ours

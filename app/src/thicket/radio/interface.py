@@ -84,9 +84,14 @@ def prepare(kernel: Kernel, wiphy: Wiphy, name: str) -> tuple[int, bool]:
             kernel.nl80211.make_mesh_point(others[0]["index"])
             kernel.links.rename(others[0]["index"], name)
             ifindex = others[0]["index"]
+    guard(name)
+    return ifindex, found is not None
+
+
+def guard(name: str) -> None:
+    """Have the kernel take no addresses and routes from what others say on the mesh interface."""
     for sysctl, value in _SYSCTLS:
         try:
             rtnl.set_sysctl(name, sysctl, value)
         except OSError as error:
             log.debug("%s of %s: %s", sysctl, name, error)
-    return ifindex, found is not None

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from thicket.base.pace import Bucket
 from thicket.distribution.etf import Atom, Pid
-from thicket.distribution.handshake import DistributionError, key_of
+from thicket.distribution.handshake import DistributionError, address_of, key_of
 from thicket.distribution.processes import Process
 from thicket.timekeeping import keys, statement
 from thicket.timekeeping.claims import SAME, Claim, Heard, pack, unpack
@@ -61,14 +61,6 @@ class Says(NamedTuple):
     serve: Callable[[], Awaitable[None]]
     statement: Callable[[], bytes]
     take: Callable[[bytes, str], None]
-
-
-def address_of(name: str) -> IPv6Address | None:
-    """Return the address in the name of a node; None where it is another name."""
-    try:
-        return IPv6Address(key_of(name).partition("@")[2])
-    except ValueError:
-        return None
 
 
 class Neighbours(Process):
