@@ -201,7 +201,7 @@ def test_what_nodes_need_is_made_beside_the_other_parts(
     unit, _ = parts(tree, ["unit", "mesh"])
     assert outcomes(unit) == {"tests/test_some.py::test_unit": "passed"}
     with pytest.raises(ProcessLookupError):
-        os.kill(int(os.readlink(begun)), 0)
+        os.kill(int(str(begun.readlink())), 0)
     begun.unlink()
     (tree / "tests" / "test_some.py").write_text(TESTS)
     # Who names tests waits for what these need, and for nothing else.

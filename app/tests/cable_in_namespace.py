@@ -57,6 +57,7 @@ async def serve(folder: Path, hostname: str) -> None:
         {"device": "0123", "source": "board", "version": "1.2.3"},
         problems,
         sysfs=str(folder / "sys"),
+        reserved=frozenset(),
         use=lambda names: used.append(sorted(names)),
         bring_up=bring_up,
     )

@@ -72,6 +72,20 @@ class TestCable:
             assert (Path(paths.run) / "cable").exists() is now
             assert (Path(paths.data) / "ssh/no-cable").exists() is closed
 
+    def test_an_uplink_is_no_cable(self, paths: Paths, killed: list[tuple[int, int]]) -> None:
+        kept = Path(paths.data) / "ssh/uplink"
+        for uplink, keys, there in (
+            ("eth0", KEY, "eth0\n"),
+            ("wwan0", KEY, "wwan0\n"),
+            ("", KEY, None),
+            ("eth0", KEY, "eth0\n"),
+            ("eth0", "", None),
+        ):
+            follower = Follower(paths)
+            follower.places.init = 1
+            assert follower.follow(AccessSection({"ssh_keys": keys}), uplink) == []
+            assert (kept.read_text() if kept.exists() else None) == there
+
 
 class TestSsh:
     def test_opens_for_keys(self, paths: Paths, killed: list[tuple[int, int]]) -> None:

@@ -126,7 +126,7 @@ class TestRules:
     def test_a_gateway_lets_out_and_in_what_answers(self) -> None:
         settings = made(gateway={"uplink": "eth0"})
         given = IPv6Network("2001:db8:100::/64")
-        text = ruleset(settings, "mesh0", (given,))
+        text = ruleset(settings, "mesh0", delegated=(given,))
         forward = chain(text, "forward").split("\n\t\t")
         assert forward[-1] == "counter name forward drop"
         sources = f"ip6 saddr {{ fd12:3456:789a:1::/64, {given} }}"

@@ -709,6 +709,26 @@ class TestCable:
         assert (cable.path / "run/thicket/cables").read_text() == "eth0\nusb0\n"
         assert links.cables(str(cable.path / "sys")) == ("eth0", "usb0"), "as the daemon sees it"
 
+    def test_an_uplink_is_none_and_is_left_where_it_was_one(self, cable: Root) -> None:
+        kept = cable.path / "data/ssh/uplink"
+        kept.parent.mkdir(parents=True)
+        kept.write_text("eth0\n")
+        assert self.run(cable, "up") == 0
+        program = f"{cable.path}/usr/lib/thicket/cable"
+        begun = ["ifconfig usb0 up", f"zcip -f usb0 {program}"]
+        self.until(cable, *begun)
+        assert (cable.path / "run/thicket/cables").read_text() == "usb0\n"
+        # What the daemon says counts more than what it has kept.
+        with subprocess.Popen(["sleep", "600"]) as address:
+            (cable.path / "run/thicket/cable.usb0").write_text(f"{address.pid}\n")
+            assert self.run(cable, "up", "usb0") == 0
+            assert address.wait(PATIENCE) == -15
+        more = ["ifconfig usb0 0.0.0.0", "ifconfig eth0 up", f"zcip -f eth0 {program}"]
+        self.until(cable, *begun, *more)
+        assert not (cable.path / "run/thicket/cable.usb0").exists()
+        assert self.run(cable, "up", "") == 0
+        assert (cable.path / "run/thicket/cables").read_text() == "eth0\nusb0\n"
+
     def test_one_that_cannot_be_brought_up_does_not_stop_the_others(self, cable: Root) -> None:
         cable.program("ifconfig", f'#!/bin/sh\necho "$@" >>{cable.called}\n[ "$1" != eth0 ]\n')
         (cable.path / "bin/zcip").unlink()

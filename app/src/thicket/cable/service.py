@@ -34,6 +34,7 @@ class Cables:
     :param hostname: the node's name, ``n-`` and 12 digits.
     :param properties: what it says of itself besides.
     :param sysfs: where sysfs is mounted.
+    :param reserved: wired interfaces that are for something else, as an uplink is.
     :param use: told the names of the cables when they change; it lets people in there.
     :param bring_up: gives them link-local addresses; told when one is new.
     :ivar answering: those on which the node can be found.
@@ -47,6 +48,7 @@ class Cables:
         problems: Problems,
         *,
         sysfs: str,
+        reserved: frozenset[str],
         use: Callable[[frozenset[str]], None],
         bring_up: Callable[[], Awaitable[None]],
     ) -> None:
@@ -54,6 +56,7 @@ class Cables:
         self._properties = properties
         self._problems = problems
         self._sysfs = sysfs
+        self._reserved = reserved
         self._use = use
         self._bring_up = bring_up
         self._names: tuple[str, ...] = ()
@@ -88,7 +91,7 @@ class Cables:
             self._problems.clear("cable")
 
     async def _look(self) -> None:
-        names = links.cables(self._sysfs)
+        names = links.cables(self._sysfs, self._reserved)
         if names != self._names:
             new = set(names) - set(self._names)
             self._names = names

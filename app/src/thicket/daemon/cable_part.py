@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any
 
 import thicket
@@ -49,7 +50,10 @@ class CablePart:
             self._use(frozenset())
             await asyncio.Event().wait()
         await wait(core.joined, START)
-        ordinary = {"lo", core.make.interface}
+        uplink = core.settings.gateway.uplink
+        if uplink and os.path.exists(f"{core.paths.run}/cable.{uplink}"):
+            await self._bring_up()  # it was a cable until now
+        ordinary = {"lo", core.make.interface, uplink}
         while True:
             if set(entries(core.paths.sys + "/class/net")) - ordinary:
                 break
@@ -66,6 +70,7 @@ class CablePart:
             },
             core.problems,
             sysfs=core.paths.sys,
+            reserved=frozenset({uplink}),
             use=self._use,
             bring_up=self._bring_up,
         )
@@ -79,8 +84,9 @@ class CablePart:
         from thicket.base.patience import run
         from thicket.base.threads import finish
 
+        uplink = self._core.settings.gateway.uplink
         try:
-            status, said = await finish(lambda: run([PROGRAM, "up"], _SECONDS))
+            status, said = await finish(lambda: run([PROGRAM, "up", uplink], _SECONDS))
         except OSError as e:
             status, said = 1, e.strerror or str(e)
         if status == 0:

@@ -156,7 +156,7 @@ class Reload:
             live.discovery.follow()
         if moved or sections & {"access", "trust"}:
             self._restart("operators")
-        if "access" in sections:
+        if sections & {"access", "gateway"}:
             self._restart("cable")
         if moved or "time" in sections:
             self._restart("time")

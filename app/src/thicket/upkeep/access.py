@@ -41,6 +41,7 @@ class Places:
         "proc",
         "serial",
         "server",
+        "uplink",
     )
 
     def __init__(self, paths: Paths) -> None:
@@ -53,6 +54,8 @@ class Places:
         #: SSH at cables: while this runs, and a word that the next start is to do without
         self.cable = paths.run + "/cable"
         self.closed = paths.data + "/ssh/no-cable"
+        #: the name of an interface that is no cable, as it leads a gateway into another network
+        self.uplink = paths.data + "/ssh/uplink"
         self.console = paths.data + "/thicket/console"
         #: the serial ports that S50devices.sh found
         self.serial = paths.run + "/serial"
@@ -68,15 +71,17 @@ class Follower:
     def __init__(self, paths: Paths) -> None:
         self.places = Places(paths)
 
-    def follow(self, settings: AccessSection) -> list[tuple[str, str]]:
+    def follow(self, settings: AccessSection, uplink: str = "") -> list[tuple[str, str]]:
         """Open and close the ways in as the settings say; blocks on the disk.
+
+        :param uplink: the interface of ``[gateway] uplink``, which is no cable; empty without one.
 
         :returns: the problems that remain, as (code, message).
         """
         problems: list[tuple[str, str]] = []
         with _told(problems, "ssh-failed", "SSH cannot be set up as configured"):
             self._ssh(settings.ssh_keys, problems)
-            self._cable(settings)
+            self._cable(settings, uplink)
         with _told(problems, "console-failed", "the serial console cannot be set up as configured"):
             self._console(settings.console, problems)
         return problems
@@ -116,11 +121,13 @@ class Follower:
                 if _read(f"{folder}/comm").strip() in {b"dropbear", b"sshd"}:
                     _signal(pid, signal.SIGTERM)
 
-    def _cable(self, settings: AccessSection) -> None:
-        """Tell scripts whether wired interfaces are brought up."""
-        places = self.places
-        _there(places.cable, bool(settings.ssh_keys) and settings.cable)
-        _there(places.closed, bool(settings.ssh_keys) and not settings.cable)
+    def _cable(self, settings: AccessSection, uplink: str) -> None:
+        """Tell scripts whether wired interfaces are brought up, and which is not."""
+        places, keys = self.places, bool(settings.ssh_keys)
+        # the uplink first: a script that begins now must not take it for a cable
+        _there(places.uplink, f"{uplink}\n" if keys and settings.cable and uplink else None)
+        _there(places.cable, "" if keys and settings.cable else None)
+        _there(places.closed, "" if keys and not settings.cable else None)
 
     # -- serial console
 
@@ -138,7 +145,7 @@ class Follower:
             problems.append(
                 ("console-missing", "access.console is set, but there is no serial port")
             )
-        _there(places.console, wanted)
+        _there(places.console, "" if wanted else None)
 
     def _hang_up(self, device: str) -> None:
         """End what runs on a terminal whose shell is no longer wanted."""
@@ -191,14 +198,14 @@ def _told(problems: list[tuple[str, str]], code: str, what: str):  # type: ignor
         problems.append((code, f"{what}: {where}{e.strerror}"))
 
 
-def _there(path: str, wanted: bool) -> None:
-    """Make an empty file, or remove it."""
-    there = os.path.lexists(path)
-    if wanted and not there:
-        write_atomically(path, b"")
-    elif there and not wanted:
-        os.unlink(path)
-        sync_folder(os.path.dirname(path))
+def _there(path: str, text: str | None) -> None:
+    """Have a file with this text, or none."""
+    if text is None:
+        if os.path.lexists(path):
+            os.unlink(path)
+            sync_folder(os.path.dirname(path))
+    elif not os.path.lexists(path) or _read(path) != text.encode():
+        write_atomically(path, text.encode())
 
 
 def _read(path: str) -> bytes:

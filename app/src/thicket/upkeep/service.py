@@ -145,8 +145,10 @@ class Upkeep:
             return
         from thicket.upkeep.access import Follower  # late: the start is over
 
-        access = loaded.settings.access
-        troubles = await self._in_thread(lambda: Follower(self.paths).follow(access), "the ways in")
+        access, uplink = loaded.settings.access, loaded.settings.gateway.uplink
+        troubles = await self._in_thread(
+            lambda: Follower(self.paths).follow(access, uplink), "the ways in"
+        )
         self.problems.clear("access")
         for code, message in troubles or []:
             self.problems.report("access", code, message, "warning")
