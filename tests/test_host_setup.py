@@ -137,6 +137,42 @@ def test_an_image_that_is_there_gets_the_packages_that_it_needs(checkout: Path) 
         assert f"--no-install-recommends {needed} \n" in done.stderr
 
 
+@pytest.mark.parametrize("systemd", [True, False])
+def test_servers_that_tests_need_do_not_run_on_the_machine(checkout: Path, systemd: bool) -> None:
+    (checkout / "host-packages.txt").write_text("run unbound\nrun tayga\nrun chrony\nrun zstd\n")
+    tools, called = checkout.parent / "tools", checkout.parent / "called"
+    tools.mkdir()
+    files = (
+        "case $2 in unbound) echo /lib/systemd/system/unbound.service; echo /etc/init.d/unbound;; "
+        "tayga) echo /etc/init.d; echo /etc/init.d/tayga; "
+        "echo /usr/lib/systemd/system/tayga@.service;; "
+        "chrony) echo /usr/lib/systemd/system/chrony.service;; zstd) echo /usr/bin/zstd;; esac"
+    )
+    for name, text in {
+        "id": "echo 0",
+        "apt-get": ":",
+        "dpkg-query": "exit 1",
+        "dpkg": files,
+        "systemctl": f'[ "$1" = show ] && exit {0 if systemd else 1}; echo "$@" >>{called}',
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+    subprocess.run(
+        ["sh", checkout / "bin/host-setup", "packages", "run"],
+        env={
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "HOME": str(checkout.parent),
+            "THICKET_CACHE": str(checkout.parent / "cache"),
+        },
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    ended = called.read_text().splitlines() if called.exists() else []
+    expected = ["disable --now unbound.service", "disable --now tayga.service"]
+    assert ended == (expected if systemd else [])
+
+
 PYTHON = """#!/bin/sh
 # Stands in for Python, venv and pip.
 case "$*" in
