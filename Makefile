@@ -53,8 +53,8 @@ qemu-mesh: image packages ## Boot nodes in one simulated mesh and watch them, or
 		$(if $(MACHINE),--machine "$(MACHINE)") $(foreach node,$(NODES),--node "$(node)") \
 		$(if $(FADING),--fading "$(FADING)") $(if $(DECODING),--decoding "$(DECODING)") \
 		$(if $(HOSTS),--hosts "$(HOSTS)") $(foreach node,$(ON),--on "$(node)") \
-		$(if $(HT),--ht) $(if $(CABLES),--cables) $(if $(KEEP),--keep) $(if $(ONCE),--once) \
-		$(if $(WEB),--web)))
+		$(if $(HT),--ht) $(if $(CABLES),--cables) $(foreach node,$(UPLINK),--uplink "$(node)") \
+		$(if $(KEEP),--keep) $(if $(ONCE),--once) $(if $(WEB),--web)))
 
 ##@ Build
 
@@ -258,6 +258,7 @@ help: ## This text
 		'LAB=default' 'a name, to run several at once' \
 		'ONCE=1' 'for machines: JSON summary when the mesh has formed, then the end' \
 		'CABLES=1' 'nodes with wired ports, for `bin/meshlab cable`' \
+		'UPLINK=n1' 'gateways to the network of this machine (docs/gateway.md)' \
 		'WEB=1' 'serve the page of the mesh for a browser, too (docs/web.md)' \
 		'KEEP=1' 'go on with the chips and disks of the last run' \
 		'SCENARIO=FILE' 'play it and end (docs/scenarios.md); REPEAT=5: with figures'

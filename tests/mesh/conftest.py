@@ -164,6 +164,7 @@ MESHES = {
             "neighbours",
             LabSpec(topology.make("line", 4), config={"cluster": {"topology": "neighbours"}}),
             applications=(READINGS,),
+            uplinks=("n1",),
         ),
         # n2 is a Raspberry Pi 3 B. It has no chip, and is enrolled over its console.
         Mesh(
@@ -270,7 +271,9 @@ async def meshes(request: pytest.FixtureRequest) -> AsyncIterator[Meshes]:
         # A firmware has the applications that it was built with.
         extras = Extras(applications=mesh.applications) if mesh.applications else None
         extras = extras if IMAGE == "lab" else None
-        return parts.load(IMAGE, cache_root(), 1, progress, extras, cables=mesh.cables)
+        return parts.load(
+            IMAGE, cache_root(), 1, progress, extras, cables=mesh.cables, uplinks=mesh.uplinks
+        )
 
     def others(kind: Kind) -> parts.RealParts:
         try:

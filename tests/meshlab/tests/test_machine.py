@@ -87,6 +87,11 @@ def test_a_wired_port(tmp_path: Path) -> None:
     small = command(make_spec(tmp_path, cable=True, board="microvm"))
     assert f"virtio-net-device,{nic}" in option(small, "-device")
     assert not option(command(make_spec(tmp_path)), "-netdev")
+    both = command(make_spec(tmp_path, cable=True, uplink=True))
+    assert option(both, "-netdev")[1] == "user,id=uplink,ipv6=off"
+    assert both.index("user,id=uplink,ipv6=off") > both.index(
+        arguments[arguments.index("-netdev") + 1]
+    )
     with pytest.raises(ValueError, match="no wired port"):
         MachineSpec(
             "n1", tmp_path, None, None, "", TCG, arch="aarch64", board="raspi3b", cable=True

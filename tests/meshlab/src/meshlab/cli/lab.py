@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from meshlab.lab.errors import LabError, NotFormedError
 from meshlab.lab.lab import Lab
 from meshlab.lab.paths import lab_directory
 from meshlab.lab.saved import IMAGES, SavedLab, remove, saves
-from meshlab.lab.spec import LabSpec
+from meshlab.lab.spec import LabSpec, NodeSpec
 from meshlab.lab.state import Event, Kind, LabState
 from meshlab.lab.topology import node_name
 from meshlab.medium.config import DECODING
@@ -80,6 +80,13 @@ def define(command: Define) -> None:
     define_hosts(up)
     up.add_argument(
         "--cables", action="store_true", help="nodes have wired ports, for `meshlab cable`"
+    )
+    up.add_argument(
+        "--uplink",
+        action="append",
+        default=[],
+        metavar="NODE",
+        help="a gateway, whose uplink is this machine's network (repeatable)",
     )
     up.add_argument("--keep", action="store_true", help="keep the disks and chips of the last run")
     up.add_argument(
@@ -154,6 +161,7 @@ def cmd_up(options: argparse.Namespace) -> int:
             raise CommandError(f"{path}: no application to install, it {why}", 2)
     kinds = _kinds(options.node, shape.names)
     wanted = hosts_of(options, shape.names)
+    uplinks = _uplinks(options, shape.names)
     # A terminal that vanishes ends the lab as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -173,16 +181,27 @@ def cmd_up(options: argparse.Namespace) -> int:
         extras if extras.applications else None,
         board=options.machine,
         cables=options.cables,
+        uplinks=uplinks,
     )
     others = {
         name: real_parts.load(
-            image, cache, options.seed, progress, board=machine, cables=options.cables
+            image,
+            cache,
+            options.seed,
+            progress,
+            board=machine,
+            cables=options.cables,
+            uplinks=uplinks,
         )
         for name, (image, machine) in kinds.items()
     }
+    for name in uplinks:
+        if not others.get(name, made).uplinks:
+            raise CommandError(f"{name}: its board has no port for an uplink", 2)
     spec = LabSpec(
         topology=shape,
         name=options.lab,
+        nodes=dict.fromkeys(uplinks, _gateway(cables=options.cables)),
         security=options.security,
         keep=options.keep,
         fading=options.fading,
@@ -200,6 +219,23 @@ def cmd_up(options: argparse.Namespace) -> int:
             return await _up(lab, options)
 
     return run_supervised(go())
+
+
+def _uplinks(options: argparse.Namespace, names: Collection[str]) -> list[str]:
+    """Return the nodes with uplinks, each once."""
+    found = list(dict.fromkeys(options.uplink))
+    for name in found:
+        if name not in names:
+            raise CommandError(f"--uplink {name}: there is no such node", 2)
+    if found and options.hosts:
+        raise CommandError("--uplink is for a lab whose nodes all run on this machine", 2)
+    return found
+
+
+def _gateway(*, cables: bool) -> NodeSpec:
+    from meshlab.lab.real_parts import uplink_interface
+
+    return NodeSpec(config={"gateway": {"uplink": uplink_interface(cables=cables)}})
 
 
 def _resume(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +117,7 @@ class RealParts(Parts):
         *,
         board: str | None = None,
         cables: bool = False,
+        uplinks: Collection[str] = (),
     ) -> None:
         from meshlab.machine.spec import BOARDS
 
@@ -125,6 +126,7 @@ class RealParts(Parts):
         self._virtio = board is None or BOARDS[board].virtio
         self.has_chip = self._virtio
         self.cables = cables and self._virtio
+        self.uplinks = frozenset(uplinks) if self._virtio else frozenset()
         self._accel = accel
         self._cache = cache
         self.seed = seed
@@ -224,6 +226,7 @@ class RealParts(Parts):
             board=self.board,
             chip=self.has_chip,
             cable=self.cables,
+            uplink=name in self.uplinks,
         )
         return Machine(spec, on_event)
 
@@ -234,6 +237,10 @@ class RealParts(Parts):
         if BOARDS[board].ecam is None:
             able = ", ".join(name for name, each in BOARDS.items() if each.ecam is not None)
             raise LabError(f"machines of the kind {board} cannot be saved, only those of {able}")
+        if self.uplinks:
+            raise LabError(
+                f"a lab with uplinks cannot be saved ({', '.join(sorted(self.uplinks))})"
+            )
         images = self.images
         found = {
             "name": images.name,
@@ -381,6 +388,7 @@ def load(
     *,
     board: str | None = None,
     cables: bool = False,
+    uplinks: Collection[str] = (),
 ) -> RealParts:
     """Return the parts for an image.
 
@@ -391,6 +399,8 @@ def load(
     :param extras: For the lab image, which alone can have some.
     :param board: What it boots on, a key of ``spec.BOARDS``; ``None``: the usual one.
     :param cables: Whether nodes have wired ports, where the board can.
+    :param uplinks: The nodes that have a port to this machine's own network, where the board can:
+        ``uplink_interface``.
     :raises LabError: when there is no such image, or it cannot be built or booted, or not there.
     """
     from host.errors import HostError
@@ -419,7 +429,12 @@ def load(
         raise LabError(str(error)) from error
     if board is not None and BOARDS[board].own_processor:
         chosen = accel.Accel("tcg", f"{board} has a processor of its own", chosen.cpu)
-    return RealParts(images, chosen, cache, seed, board=board, cables=cables)
+    return RealParts(images, chosen, cache, seed, board=board, cables=cables, uplinks=uplinks)
+
+
+def uplink_interface(*, cables: bool) -> str:
+    """Return what a node calls its port to this machine's network; wired ports are in front."""
+    return "eth1" if cables else "eth0"
 
 
 def of_saved(folder: Path, kept: Mapping[str, Any], cache: Path, seed: int) -> RealParts:

@@ -62,6 +62,8 @@ class Mesh:
     """Whether a running lab of it is as its tests expect it."""
     cables: bool = False
     """Whether its nodes have wired ports."""
+    uplinks: tuple[str, ...] = ()
+    """The nodes that have a port to this machine's own network."""
     others: Mapping[str, Kind] = field(default_factory=dict)
     """The nodes that differ from the others."""
 

@@ -52,6 +52,9 @@ CHIP_CHARDEV = "chip"
 
 CABLE = "cable"
 """The wired port, as QEMU knows it."""
+UPLINK = "user,id=uplink,ipv6=off"
+"""A network behind which is that of this machine, by QEMU itself, which needs no rights. It gives
+addresses by DHCP. Its IPv6 is off: it would promise a way that most machines do not have."""
 
 SERIAL_BUS = "serial.0"
 """Where virtio ports are plugged in."""
@@ -239,6 +242,8 @@ class MachineSpec:
     """Attach the two shells."""
     cable: bool = False
     """Attach a wired port, with nothing plugged in (``Machine.plug``); virtio boards only."""
+    uplink: bool = False
+    """Attach a port behind the wired one to ``UPLINK``; virtio boards only."""
     config: str = "config.img"
     data: str = "data.img"
     arch: str = "x86_64"
@@ -272,7 +277,7 @@ class MachineSpec:
             raise ValueError(f"{self.name}: its board starts from an SD card")
         if not self.hardware.transport and (self.relay or self.chip):
             raise ValueError(f"{self.name}: its board has nothing that could carry a relay or chip")
-        if self.cable and not self.hardware.virtio:
+        if (self.cable or self.uplink) and not self.hardware.virtio:
             raise ValueError(f"{self.name}: its board has no wired port")
         if self.memory_mib < 64:
             raise ValueError(f"memory of {self.name}: {self.memory_mib} MiB, at least 64 needed")
@@ -376,15 +381,22 @@ def command(spec: MachineSpec, start: Start | None = None, *, asleep: bool = Fal
             arguments += [*line, "-device", device]
     if spec.cable:
         wire = f"stream,id=wire,server=on,addr.type=unix,addr.path={CABLE_SOCKET}"
-        # No romfile: it could start from the network otherwise, and looks for its program.
-        nic = f"virtio-net-{board.transport},id={CABLE},netdev=wire,mac={wired_mac(spec.name)}"
-        nic += ",romfile=" if board.transport == "pci" else ""
-        arguments += ["-netdev", wire, "-device", nic]
+        arguments += _nic(spec, wire, f"id={CABLE},netdev=wire,mac={wired_mac(spec.name)}")
+    if spec.uplink:
+        mac = wired_mac(f"{spec.name} uplink")
+        arguments += _nic(spec, UPLINK, f"netdev=uplink,mac={mac}")
     for each in board.properties:
         arguments += ["-global", each]
     if board.watchdog:
         arguments += ["-device", board.watchdog, "-action", "watchdog=reset"]
     return arguments + list(spec.extra)
+
+
+def _nic(spec: MachineSpec, network: str, properties: str) -> list[str]:
+    transport = spec.hardware.transport
+    # No romfile: it could start from the network otherwise, and looks for its program.
+    end = ",romfile=" if transport == "pci" else ""
+    return ["-netdev", network, "-device", f"virtio-net-{transport},{properties}{end}"]
 
 
 def wired_mac(name: str) -> str:
