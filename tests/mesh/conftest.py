@@ -140,7 +140,7 @@ MESHES = {
             applications=(READINGS,),
         ),
         # The chips of an open mesh are blank.
-        Mesh("open", LabSpec(topology.make("full", 2), security="open")),
+        Mesh("open", LabSpec(topology.make("full", 2), security="open"), cables=True),
         Mesh(
             # n3 has the mesh's passphrase and the cluster's cookie, but shows no certificate; n4
             # has no passphrase and calls its mesh by the same name.

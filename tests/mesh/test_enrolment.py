@@ -1,19 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node is enrolled over its serial console while it runs, and while its kernel talks there."""
+"""Nodes are enrolled while they run: over the serial console, and over cables."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import sys
 from ipaddress import IPv6Network
 from pathlib import Path
 
+import pytest
+
 from authority.authority import Authority
 from authority.cli import main
+from meshlab.cable.errors import CableError
+from meshlab.cable.network import check
 from meshlab.lab.lab import Lab
-from meshlab.lab.testing import Nodes
+from meshlab.lab.testing import PATIENCE, Nodes
 from meshlab.machine.spec import CONSOLE_SOCKET
 
 MESH = "open"
+TREE = Path(__file__).resolve().parents[2]
 
 TALK = (
     "n=0; while [ $n -lt 300 ]; do n=$((n+1)); echo '<4>usb 1-1: noise' >/dev/kmsg; sleep 0.2; done"
@@ -21,6 +29,7 @@ TALK = (
 
 
 async def test_a_chip_is_enrolled_over_the_console(lab: Lab, nodes: Nodes, tmp_path: Path) -> None:
+    """The kernel talks there meanwhile."""
     node = lab.state.nodes["n2"]
     buses = (await nodes.run("n2", "ls /dev/i2c-*")).split()
     number = buses[0].removeprefix("/dev/i2c-")
@@ -39,3 +48,39 @@ async def test_a_chip_is_enrolled_over_the_console(lab: Lab, nodes: Nodes, tmp_p
         f" Fleet(bytes.fromhex('{ca.fleet.root.der.hex()}')))))"
     )
     assert (await nodes.run("n2", f'python3 -c "{code}"')).split()[-1] == "2"
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="ssh is not installed")
+async def test_a_bench_of_devices_is_enrolled_over_cables(
+    lab: Lab, nodes: Nodes, tmp_path: Path
+) -> None:
+    try:
+        check()
+    except CableError as error:
+        pytest.skip(str(error))
+    ca = Authority(tmp_path / "fleet", lambda _: "")
+    ca.init("there", IPv6Network("fd12:3456:789a:1::/64"), lab=True)
+    serials = {str(node.serial) for node in lab.state.nodes.values()}
+    paths = [TREE / each for each in ("tests/meshlab/src", "app/src", "tools/src")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    enroll = ("-m", "meshlab.cli.ca", "--folder", str(ca.folder), "enroll", "--cable", "--yes")
+    said: list[str] = []
+
+    async def enrolled() -> bool:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "meshlab", "--lab", lab.spec.name, "cable",
+            "--", sys.executable, *enroll,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=environment,
+        )  # fmt: skip
+        async with lab.within(PATIENCE):
+            out, _ = await process.communicate()
+        said.append(out.decode())
+        print(said[-1], flush=True)
+        return f"{len(serials)} of {len(serials)} devices are enrolled" in said[-1]
+
+    # A device answers some time after its cable was plugged in; one that is enrolled stays so.
+    await nodes.until(enrolled, "all devices at the cables are enrolled")
+    assert set(ca.list()["devices"]) == serials

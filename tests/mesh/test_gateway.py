@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A gateway at the end of a line of four leads all of them to another network, which has IPv4 alone.
+"""A gateway at the end of a line of four leads all to another network, which has IPv4 alone.
 
 It is QEMU's user networking, in which 10.0.2.2 is this machine.
 """

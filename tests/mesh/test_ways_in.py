@@ -194,58 +194,45 @@ def cabled() -> None:
         pytest.skip(str(error))
 
 
-def link_local(mac: str) -> str:
-    """Return the address that the kernel makes of a MAC (RFC 4291, appendix A)."""
-    octets = [int(each, 16) for each in mac.split(":")]
-    octets[0] ^= 2
-    identifier = bytes((*octets[:3], 0xFF, 0xFE, *octets[3:])).hex()
-    return "fe80::" + ":".join(identifier[at : at + 4] for at in range(0, 16, 4))
-
-
-#: Pings each of some addresses until it answers, prints it, and waits for a file.
-PING = """
-import os, socket, sys, time
-s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
-s.settimeout(1)
-for address in sys.argv[2:]:
-    goal = socket.getaddrinfo(address, 0)[0][4]
-    for number in range(100):
-        s.sendto(bytes((128, 0, 0, 0, 7, 7, 0, number)), goal)  # RFC 4443, 4.1
-        try:
-            data, sender = s.recvfrom(100)
-        except TimeoutError:
-            continue
-        if data[0] == 129 and sender[0].partition("%")[0] == goal[0].partition("%")[0]:
-            print(address, flush=True)
-            break
-until = time.monotonic() + 600
-while not os.path.exists(sys.argv[1]) and time.monotonic() < until:
-    time.sleep(0.1)
-"""
+WAIT = 'while [ ! -e "$0" ]; do sleep 0.1; done'
 
 
 @pytest.mark.usefixtures("cabled")
 async def test_a_cable_leads_to_the_wired_ports_of_nodes_until_it_is_pulled(
     nodes: Nodes, desk: Desk, tmp_path: Path
 ) -> None:
-    addresses = {}
     for name in ("n1", "n2"):
-        await nodes.run(name, "ip link set eth0 up")
-        assert (await nodes.run(name, "cat /sys/class/net/eth0/carrier")).strip() == "0"
-        mac = await nodes.run(name, "cat /sys/class/net/eth0/address")
-        addresses[name] = f"{link_local(mac.strip())}%cable"
+        # The node has brought it up, for whoever comes.
+        await nodes.succeeds(name, "[ $(cat /sys/class/net/eth0/carrier) = 0 ]")
     enough = tmp_path / "enough"
-    words = (sys.executable, "-c", PING, str(enough), *addresses.values())
-    call = asyncio.create_task(desk.meshlab("cable", "n1", "n2", "--", *words))
-    for name in addresses:
+    call = asyncio.create_task(
+        desk.meshlab("cable", "n1", "n2", "--", "sh", "-c", WAIT, str(enough))
+    )
+    for name in ("n1", "n2"):
         await nodes.succeeds(name, "[ $(cat /sys/class/net/eth0/carrier) = 1 ]")
     # One cable at a time.
     code, _, err = await desk.meshlab("cable", "n2", "--", "true")
     assert (code, "n2 has a cable already" in err) == (1, True)
     enough.touch()
-    code, out, err = await call
-    assert (code, out.split()) == (0, list(addresses.values())), err
-    for name in addresses:
+    code, _, err = await call
+    assert code == 0, err
+    for name in ("n1", "n2"):
         await nodes.succeeds(name, "[ $(cat /sys/class/net/eth0/carrier) = 0 ]")
-    code, _, err = await desk.meshlab("cable", "--", "sh", "-c", "ssh-add -l; exit 5")
-    assert code == 5, err
+
+
+@pytest.mark.usefixtures("cabled")
+async def test_devices_at_a_cable_are_found_and_entered(
+    nodes: Nodes, desk: Desk, tmp_path: Path
+) -> None:
+    names = [(await nodes.run(name, "hostname")).strip() for name in ("n1", "n2")]
+    remote = (sys.executable, "-m", "remote.cli", "--folder", str(tmp_path / "fleet"))
+
+    async def found() -> bool:
+        _, out, _ = await desk.meshlab("cable", "n1", "n2", "--", *remote, "--cable")
+        return all(name in out for name in names)
+
+    await nodes.until(found, "both are found at the cable by their names")
+    words = ("cable", "n1", "n2", "--", *remote, "--cable", names[1], "status")
+    code, out, err = await desk.meshlab(*words)
+    assert code == 0, err
+    assert f"Host name:      {names[1]}" in out
