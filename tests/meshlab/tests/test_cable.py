@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -129,26 +130,32 @@ async def test_plugs_lead_from_here_to_nodes_and_between_them(tmp_path: Path) ->
 # --- a network of its own -------------------------------------------------------------------------
 
 ASKS = """
-import socket, time
+import pathlib, socket, sys
 s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 s.settimeout(0.3)
 index = socket.if_nametoindex("cable")
-for _ in range(60):
+while True:
     s.sendto(b"who", ("ff02::1", 5000, 0, index))
     try:
         words, who = s.recvfrom(100)
     except TimeoutError:
         continue
     assert words == b"I am" and who[0].startswith("fe80:"), (words, who)
+    pathlib.Path(sys.argv[1]).touch()
     raise SystemExit(7)
 """
 ANSWERS = """
-import socket
+import os, socket, sys
 s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
 s.bind(("::", 5000))
-s.settimeout(20)
-words, who = s.recvfrom(100)
-s.sendto(b"I am", who)
+s.settimeout(0.3)
+# An answer may be lost, as long as addresses are new.
+while not os.path.exists(sys.argv[1]):
+    try:
+        words, who = s.recvfrom(100)
+    except TimeoutError:
+        continue
+    s.sendto(b"I am", who)
 """
 
 
@@ -211,10 +218,11 @@ async def wire(one: Path, other: Path) -> AsyncIterator[None]:
 async def test_programs_in_two_networks_find_each_other_by_link_local_addresses(
     tmp_path: Path,
 ) -> None:
-    async with asyncio.timeout(60), wire(tmp_path / "a", tmp_path / "b"):
+    heard = str(tmp_path / "heard")
+    async with asyncio.timeout(PATIENCE), wire(tmp_path / "a", tmp_path / "b"):
         statuses = await asyncio.gather(
-            Network({"n1": tmp_path / "a"}).run([sys.executable, "-c", ASKS]),
-            Network({"n2": tmp_path / "b"}).run([sys.executable, "-c", ANSWERS]),
+            Network({"n1": tmp_path / "a"}).run([sys.executable, "-c", ASKS, heard]),
+            Network({"n2": tmp_path / "b"}).run([sys.executable, "-c", ANSWERS, heard]),
         )
     assert list(statuses) == [7, 0]
 
@@ -223,7 +231,7 @@ async def test_programs_in_two_networks_find_each_other_by_link_local_addresses(
 async def test_a_command_that_is_not_there_is_named(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE):
         assert await Network({"n1": tmp_path / "a"}).run(["no-such-program"]) == 1
     assert "no-such-program" in capfd.readouterr().err
 
