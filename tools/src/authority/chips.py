@@ -26,17 +26,21 @@ from thicket.trust.certificates import Certificate, CertificateError
 from thicket.trust.chip_slots import PRIMARY, PRIVATE_KEY, read_set
 from thicket.trust.fleet import Fleet
 
+_PATIENCE = 20.0
+"""Seconds for one conversation with a chip. Its bus may be at the other end of a slow line, where
+few attempts end before its watchdog does."""
+
 
 def chip_on(bus: Bus) -> DeskChip:
     """Return the chip at the first usual address that has one; without any, at the first one."""
     for address in ADDRESSES:
-        chip = DeskChip(bus, address)
+        chip = DeskChip(bus, address, patience=_PATIENCE)
         try:
             chip.serial_number()
         except (ChipAbsentError, ChipProtocolError):  # nothing there, or something else
             continue
         return chip
-    return DeskChip(bus)
+    return DeskChip(bus, patience=_PATIENCE)
 
 
 class FoundChip(NamedTuple):
