@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from patience import PATIENCE
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from meshlab.cable.errors import CableError
 from meshlab.cable.frames import LONGEST, MOST_ADDRESSES, FrameError, Frames, Switch, packed
