@@ -9,6 +9,7 @@ import inspect
 import re
 import sys
 import tomllib
+import types
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -181,3 +182,35 @@ def test_the_distribution_has_a_name_of_its_own_and_the_import_the_short_one() -
     assert project["project"]["name"] == "thicket-node"
     assert project["project"]["scripts"]["thicketd"].startswith("thicket.")
     assert (TOP / "app/src/thicket/__init__.py").is_file()
+
+
+@in_private_network
+async def test_the_application_of_the_walk(network: Network) -> None:
+    """docs/first-application.md: both nodes count the greetings of both."""
+    guide = TOP / "docs" / "first-application.md"
+    ((line, code),) = examples(guide)
+    tree = ast.increment_lineno(ast.parse(code, str(guide)), line)
+    hello = types.ModuleType("hello")
+    sys.modules["hello"] = hello  # dataclasses look their module up
+    exec(compile(tree, str(guide), "exec"), vars(hello))
+    text = re.search(r"^```toml\n(.*?)^```$", guide.read_text(), re.MULTILINE | re.DOTALL)
+    assert text is not None
+    (entry,) = tomllib.loads(text[1])["project"]["entry-points"]["thicket.applications"].values()
+    made = getattr(sys.modules[entry.partition(":")[0]], entry.partition(":")[2])
+    async with AsyncExitStack() as stack:
+        nodes: list[Node] = []
+        for number, name in enumerate(("a", "b"), 1):
+            node = await stack.enter_async_context(a_node(network, name, number))
+            runs = Applications(
+                node, {"hello": {"every": 0.05}}, Problems(lambda: None), {"hello": lambda: made}
+            )
+            stack.callback(asyncio.create_task(runs.run()).cancel)
+            nodes.append(node)
+        a, b = nodes
+        await b.connect(a.name)
+        await until(lambda: "hello.heard" in b.exports(), "it runs")
+        heard: dict[str, int] = {}
+        async with asyncio.timeout(PATIENCE):
+            while set(heard) != {a.name, b.name}:
+                heard = await a.call(b.name, "hello.heard")
+                await asyncio.sleep(0.05)
