@@ -465,9 +465,11 @@ async def test_paths_over_a_silent_peer_are_given_up(world: World) -> None:
         world.stations = [station(inactive_ms=5000)]
         await one.look()
         assert world.removed_paths == []  # four or five beacons may be lost on the air
+        assert [peer["silent"] for peer in one.mesh.snapshot()["peers"]] == [False]
         world.stations = [station(inactive_ms=5200)]
         await one.look()
         assert world.removed_paths == [PEER]
+        assert [peer["silent"] for peer in one.mesh.snapshot()["peers"]] == [True]
 
 
 async def test_a_peer_that_came_back_is_reached_by_its_link(

@@ -26,11 +26,6 @@ MOST_APPLICATIONS, MOST_LINKS = 32, 99
 #: Characters of texts at most: of words, of a message for people, and of a name.
 WORD, MESSAGE, NAME = 32, 240, 64
 
-#: Milliseconds of silence after which a link is not told any more. The kernel keeps one for half a
-#: minute after its other end has gone; beacons come every second, and every 10 s at the most
-#: (``mesh.beacon_interval``).
-SILENT = 15_000
-
 _MAC = re.compile("[0-9a-f]{12}")
 _LARGEST = 2**53
 
@@ -117,7 +112,8 @@ def summary(document: dict[str, Any], machine: Machine) -> Summary:
     peers = [
         peer
         for peer in document["peers"]
-        if peer["state"] == "ESTAB" and (peer.get("inactive_ms") or 0) <= SILENT
+        # The kernel keeps a link for half a minute after its other end has gone.
+        if peer["state"] == "ESTAB" and not peer.get("silent")
     ]
     return Summary(
         state=document["state"],

@@ -70,6 +70,8 @@ class Stations:
         self._stations: list[Station] = []
         #: When each of them was asked for, by its address; their ``inactive_ms`` are of then.
         self._asked: dict[str, float] = {}
+        #: Milliseconds of silence after which one is out of reach.
+        self._patience = float("inf")
         #: What the kernel tells of all stations with each sign of life, see :class:`Sign`.
         self._generation: int | None = None
         self._paths: list[MeshPath] = []
@@ -137,6 +139,7 @@ class Stations:
 
     def shown(self) -> dict[str, list[dict[str, Any]]]:
         """The "peers" and "paths" parts of the node's status."""
+        silent = peers.silent(self._stations, self._patience)
         return {
             "peers": [
                 {
@@ -146,6 +149,7 @@ class Stations:
                     "signal_dbm": one["signal_dbm"],
                     "metric": one["metric"],
                     "inactive_ms": one["inactive_ms"],
+                    "silent": one["mac"] in silent,
                     "connected_s": one["connected_s"],
                     "tx_kbps": one["tx_kbps"],
                     "rx_kbps": one["rx_kbps"],
@@ -193,7 +197,7 @@ class Stations:
         self._refreshed = now
         before = self._stations
         secured = settings.security == SAE
-        patience = peers.patience(settings.beacon_interval)
+        patience = self._patience = peers.patience(settings.beacon_interval)
         try:
             self._stations = kernel.nl80211.stations(ifindex)
             asked = time.monotonic()  # on a busy node reading them takes long
