@@ -41,13 +41,15 @@ _DOCUMENT: dict[str, Any] = {
     "peers": [
         {
             "mac": MAC.format(2), "address": "fd12:3456:789a:1::2", "state": "ESTAB",
-            "signal_dbm": -61, "metric": 217, "inactive_ms": 120, "silent": False, "connected_s": 77,
+            "signal_dbm": -61, "metric": 217, "inactive_ms": 120, "silent": False,
+            "connected_s": 77,
             "tx_kbps": 65000, "rx_kbps": 39000, "rx_bytes": 1 << 40, "tx_bytes": 5, "tx_failed": 3,
             "authorized": True, "mfp": True,
         },
         {
             "mac": MAC.format(3), "address": None, "state": "LISTEN", "signal_dbm": None,
-            "metric": None, "inactive_ms": None, "silent": False, "connected_s": None, "tx_kbps": None,
+            "metric": None, "inactive_ms": None, "silent": False, "connected_s": None,
+            "tx_kbps": None,
             "rx_kbps": None, "rx_bytes": 0, "tx_bytes": 0, "tx_failed": None, "authorized": None,
             "mfp": None,
         },
