@@ -139,14 +139,14 @@ def test_an_image_that_is_there_gets_the_packages_that_it_needs(checkout: Path) 
 
 @pytest.mark.parametrize("systemd", [True, False])
 def test_servers_that_tests_need_do_not_run_on_the_machine(checkout: Path, systemd: bool) -> None:
-    (checkout / "host-packages.txt").write_text("run unbound\nrun tayga\nrun chrony\nrun zstd\n")
+    (checkout / "host-packages.txt").write_text("test unbound\ntest tayga\ntest chrony\nrun kmod\n")
     tools, called = checkout.parent / "tools", checkout.parent / "called"
     tools.mkdir()
     files = (
         "case $2 in unbound) echo /lib/systemd/system/unbound.service; echo /etc/init.d/unbound;; "
         "tayga) echo /etc/init.d; echo /etc/init.d/tayga; "
         "echo /usr/lib/systemd/system/tayga@.service;; "
-        "chrony) echo /usr/lib/systemd/system/chrony.service;; zstd) echo /usr/bin/zstd;; esac"
+        "chrony|kmod) echo /usr/lib/systemd/system/$2.service;; esac"
     )
     for name, text in {
         "id": "echo 0",
@@ -158,7 +158,7 @@ def test_servers_that_tests_need_do_not_run_on_the_machine(checkout: Path, syste
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (tools / name).chmod(0o755)
     subprocess.run(
-        ["sh", checkout / "bin/host-setup", "packages", "run"],
+        ["sh", checkout / "bin/host-setup", "packages", "run", "test"],
         env={
             "PATH": f"{tools}:{os.environ['PATH']}",
             "HOME": str(checkout.parent),
